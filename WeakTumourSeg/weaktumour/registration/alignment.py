@@ -1,0 +1,364 @@
+"""Alignment: the rigid, then affine transform that brings the MRI's liver region onto the CT.
+
+World coordinates of MRI and CT need not agree (other scanner, other table, another day), so several starts are tried:
+as given, the bodies' centroids, a coarse search over shifts and tilts by mutual information, and the liver masks when
+both are known. The best starts are optimised with SimpleITK (Mattes mutual information); the winner is chosen by a
+score that needs no labels on the CT: the self-similarity cost in and around the liver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from ..deformation import Affine, DisplacementField, sample
+from ..errors import InputError
+from ..progress import Monitor
+from ..volumes import Grid
+from .preparation import Scan, tensor
+from .similarity import erode, mind_ssc
+
+LIVER_REGION_MM = 20.0  # the neighbourhood of the liver that alignment looks at
+_SEARCH_POINTS = 5000
+_SEARCH_BINS = 24
+_SHIFT_LIMITS_MM = (60.0, 60.0, 400.0)
+_MAX_SCALING = 1.35
+_SCORE_DILATION, _SCORE_RADIUS = 1, 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """name: which start; stage: start, rigid or affine; score: lower is better (see Scorer)."""
+
+    name: str
+    stage: str
+    transform: Affine
+    score: float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The winner and everything that was tried. overlap: share of the MRI's liver that falls inside the CT."""
+
+    transform: Affine
+    winner: Candidate
+    candidates: list[Candidate] = field(default_factory=list)
+    overlap: float = 1.0
+
+    @staticmethod
+    def as_given(initial: Affine, scorer: Scorer) -> Alignment:
+        """No search: the transform that the user gave, or identity."""
+        candidate = Candidate("as given", "start", initial, scorer(initial))
+        return Alignment(initial, candidate, [candidate], scorer.overlap(initial))
+
+
+def align(fixed: Scan, moving: Scan, initial: Affine, *, scorer: Scorer, seed: int, monitor: Monitor) -> Alignment:
+    """fixed: the CT; moving: the MRI with its liver; initial: CT point -> MRI point as the user gave it, or identity.
+
+    Raises InputError when no start brings the MRI's liver to a place in the CT.
+    """
+    starts = {"as given": initial, "body centroids": _body_start(fixed, moving)}
+    if fixed.liver_distance_mm is not None:
+        starts["liver masks"] = _mask_start(fixed, moving)
+    monitor.update(0.05)
+    for number, transform in enumerate(_search(fixed, moving, list(starts.values()), seed, monitor), start=1):
+        starts[f"search {number}"] = transform
+    monitor.update(0.4)
+
+    candidates = [Candidate(name, "start", start, scorer(start)) for name, start in starts.items()]
+    if scorer.overlap(min(candidates, key=lambda c: c.score).transform) < 0.05 and max(map(scorer.overlap, starts.values())) < 0.05:
+        raise InputError(_NOTHING_SHARED)
+    promising = sorted(candidates, key=lambda c: c.score)[:4]
+    if not any(c.name == "as given" for c in promising):
+        promising[-1] = candidates[0]
+    for number, start in enumerate(promising):
+        rigid = _optimise(fixed, moving, start.transform, sitk.Euler3DTransform(), seed, monitor)
+        candidates.append(Candidate(start.name, "rigid", rigid, scorer(rigid)))
+        monitor.update(0.4 + 0.4 * (number + 1) / len(promising))
+    for start in sorted(candidates, key=lambda c: c.score)[:2]:
+        for kind, transform in _affine_variants(fixed, moving, start.transform, seed, monitor):
+            if _plausible(transform):
+                candidates.append(Candidate(start.name, kind, transform, scorer(transform)))
+    winner = min(candidates, key=lambda c: c.score)
+    overlap = scorer.overlap(winner.transform)
+    if overlap < 0.1 or winner.score > NO_SIMILARITY:
+        raise InputError(_NOTHING_SHARED)
+    monitor.update(1.0)
+    return Alignment(winner.transform, winner, sorted(candidates, key=lambda c: c.score), overlap)
+
+
+_NOTHING_SHARED = (
+    "MRI and CT share no anatomy that alignment could find: check that both show the liver of the same patient, "
+    "or give --initial-transform."
+)
+NO_SIMILARITY = 0.97
+
+
+class Scorer:
+    """Self-similarity cost of a transform in and around the MRI's liver, relative to unrelated tissue.
+
+    0 would be identical neighbourhoods, 1 is what unrelated ones give. Liver neighbourhood that falls outside the CT
+    counts as unrelated, so that an alignment cannot win by looking away. Where both liver masks are known, their mean
+    distance (over 10 mm) is added. Lesions and a rim are left out.
+    """
+
+    def __init__(self, fixed: Scan, moving: Scan) -> None:
+        self.fixed, self.moving = fixed, moving
+        self._fixed_mind = self._mind(tensor(fixed.value))
+        self._fixed_valid = erode(tensor(fixed.inside), 1)[0, 0]
+        region = (moving.liver_distance_mm < LIVER_REGION_MM) & (moving.body > 0.5)
+        self._moving_region = tensor(region)
+        keep = tensor(moving.inside)
+        if moving.lesion is not None:
+            keep = keep * erode(tensor(moving.lesion < 0.05), 2)
+        self._moving_keep = keep
+        self._moving_value = tensor(moving.value)
+        self._distance = tensor(moving.liver_distance_mm)
+        moving_mind = self._mind(self._moving_value)[0][:, region]
+        body = self._fixed_mind[0][:, fixed.body > 0.5]
+        # Unrelated tissue: MRI neighbourhoods paired with CT neighbourhoods drawn from all over the body.
+        generator = torch.Generator().manual_seed(0)
+        count = 20_000
+        a = moving_mind[:, torch.randint(moving_mind.shape[1], (count,), generator=generator)]
+        b = body[:, torch.randint(body.shape[1], (count,), generator=generator)]
+        self.unrelated = float(((a - b) ** 2).mean())
+        self._region_voxels = float(region.sum())
+
+    def overlap(self, transform: Affine) -> float:
+        """Share of the MRI's liver that falls inside the CT volume."""
+        points = self.moving.grid.index_to_world(np.argwhere(self.moving.liver_distance_mm < 0)[::7, ::-1])
+        return float(self.fixed.grid.contains(transform.inverse().transform_points(points)).mean())
+
+    def __call__(self, transform: Affine | DisplacementField) -> float:
+        inverse = transform.inverse() if isinstance(transform, Affine) else transform.best_affine.inverse()
+        region = self.moving.grid.index_to_world(np.argwhere(self._moving_region[0, 0].numpy() > 0)[::5, ::-1])
+        try:
+            grid, slices = self.fixed.grid.crop_to(inverse.transform_points(region), margin_mm=20.0)
+        except InputError:
+            return 2.0 if self.fixed.liver_distance_mm is None else 4.0
+        points = transform.transform_points(grid.points())
+        index = torch.from_numpy(np.moveaxis(self.moving.grid.world_to_index(points), -1, 0).astype(np.float32))[None]
+
+        value = sample(self._moving_value, index)
+        region, keep = (sample(image, index, padding="zeros")[0, 0] for image in (self._moving_region, self._moving_keep))
+        difference = (self._mind(value) - self._fixed_mind[(..., *slices)]).square().mean(1)[0]
+        volume_scale = _volume_scale(transform)  # fixed voxels -> moving volume
+        weight = region * (keep > 0.99) * self._fixed_valid[slices]
+        excluded = region * (keep <= 0.99)
+        missing = max(0.0, self._region_voxels - float((weight.sum() + excluded.sum()) * volume_scale))
+        seen = float(weight.sum()) * volume_scale
+        cost = (float((weight * difference).sum()) * volume_scale + missing * self.unrelated) / max(seen + missing, 1.0)
+        score = cost / self.unrelated
+        if self.fixed.liver_distance_mm is not None:
+            distance = sample(self._distance, index)[0, 0]
+            known = torch.from_numpy(self.fixed.liver_distance_mm[slices])
+            band = ((known.abs() < 5) | (distance.abs() < 5)) & (keep > 0.5)
+            if band.any():
+                score += float((distance - known)[band].abs().mean()) / 10.0
+        return score
+
+    @staticmethod
+    def _mind(value: torch.Tensor) -> torch.Tensor:
+        return mind_ssc(value, dilation=_SCORE_DILATION, radius=_SCORE_RADIUS)
+
+
+def _volume_scale(transform: Affine | DisplacementField) -> float:
+    affine = transform if isinstance(transform, Affine) else transform.best_affine
+    return float(abs(np.linalg.det(affine.matrix[:3, :3])))
+
+
+def _body_start(fixed: Scan, moving: Scan) -> Affine:
+    """Centroids of the body masks, as far as each volume shows the body."""
+
+    def centroid(scan: Scan) -> np.ndarray:
+        return scan.grid.index_to_world(np.argwhere(scan.body > 0.5)[:, ::-1].mean(0))
+
+    return Affine.translation(centroid(moving) - centroid(fixed))
+
+
+def _mask_start(fixed: Scan, moving: Scan) -> Affine:
+    """Liver centroids, then a rigid fit of the liver masks' signed distances."""
+
+    def centroid(scan: Scan) -> np.ndarray:
+        return scan.grid.index_to_world(np.argwhere(scan.liver_distance_mm < 0)[:, ::-1].mean(0))
+
+    return _fit_distances(fixed, moving, Affine.translation(centroid(moving) - centroid(fixed)), sitk.Euler3DTransform())
+
+
+# -- coarse search ------------------------------------------------------------------------------------------------
+def _search(fixed: Scan, moving: Scan, starts: list[Affine], seed: int, monitor: Monitor, keep: int = 3) -> list[Affine]:
+    """The best few of many shifts and tilts by mutual information over points in and round the MRI's liver.
+
+    Shifts along z are searched over everything that keeps the liver inside the CT, since the two volumes may show
+    quite different lengths of the body; sideways the body centroids bound them.
+    """
+    rng = np.random.default_rng(seed)
+    region = np.argwhere((moving.liver_distance_mm < 1.5 * LIVER_REGION_MM) & (moving.inside > 0.5))
+    region = region[rng.choice(len(region), min(_SEARCH_POINTS, len(region)), replace=False)]
+    points = moving.grid.index_to_world(region[:, ::-1])
+    moving_bin = _bins(torch.from_numpy(moving.value[tuple(region.T)]))
+    centre = points.mean(0)
+    fixed_low, fixed_high = fixed.grid.corners().min(0), fixed.grid.corners().max(0)
+
+    # Smooth the CT to the search's step so that a near miss still scores.
+    smooth = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(fixed.grid.apply_to(sitk.GetImageFromArray(fixed.value)), 4.0))
+    image = tensor(smooth)
+
+    def score(angles_deg: np.ndarray, shift_mm: np.ndarray) -> np.ndarray:
+        """angles (n, 3) about x, y, z through the liver's centre, shift (n, 3) of that centre, MRI -> CT."""
+        results = []
+        for angle, shift in zip(angles_deg, shift_mm, strict=True):
+            placed = (points - centre) @ _rotation(angle).T + centre + shift
+            index = torch.from_numpy(fixed.grid.world_to_index(placed).astype(np.float32))
+            unit = index / (torch.tensor(fixed.grid.size, dtype=torch.float32) - 1).clamp(min=1) * 2 - 1
+            values = torch.nn.functional.grid_sample(image, unit.reshape(1, 1, 1, -1, 3), align_corners=True).ravel()
+            inside = fixed.grid.contains(placed)
+            results.append(_mutual_information(_bins(values), moving_bin) * inside.mean() ** 2)
+        return np.asarray(results)
+
+    shifts = []
+    body = starts[1].inverse().transform_points(centre) - centre  # sideways from the body centroids
+    low = fixed_low - centre + np.array([0, 0, -20.0])
+    high = fixed_high - centre + np.array([0, 0, 20.0])
+    for z in np.arange(low[2], high[2], 15.0):
+        for dy in (-30.0, 0.0, 30.0):
+            for dx in (-30.0, 0.0, 30.0):
+                shifts.append((body[0] + dx, body[1] + dy, z))
+    for start in starts:
+        given = start.inverse().transform_points(centre) - centre
+        shifts += [tuple(given + np.array(step)) for step in np.ndindex(3, 3, 3) for step in [15.0 * (np.array(step) - 1)]]
+    shifts = np.asarray(shifts)
+    quality = score(np.zeros_like(shifts), shifts)
+    monitor.update(0.2)
+
+    chosen: list[int] = []
+    for index in np.argsort(-quality):
+        if all(np.linalg.norm(shifts[index] - shifts[other]) > 25 for other in chosen):
+            chosen.append(int(index))
+        if len(chosen) == keep + 1:
+            break
+    found = []
+    for number, index in enumerate(chosen):
+        angle, shift, best = np.zeros(3), shifts[index], quality[index]
+        for step_mm, step_deg in ((15.0, 12.0), (8.0, 6.0), (4.0, 3.0)):
+            for _ in range(3):
+                moves = np.concatenate((np.eye(6), -np.eye(6))) * ([step_deg] * 3 + [step_mm] * 3)
+                values = score(angle + moves[:, :3], shift + moves[:, 3:])
+                if values.max() <= best:
+                    break
+                best = values.max()
+                angle, shift = angle + moves[values.argmax(), :3], shift + moves[values.argmax(), 3:]
+        monitor.update(0.2 + 0.2 * (number + 1) / len(chosen))
+        matrix = np.eye(4)
+        matrix[:3, :3] = _rotation(angle)
+        matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
+        found.append((best, Affine(matrix).inverse()))
+    return [transform for _, transform in sorted(found, key=lambda item: -item[0])[:keep]]
+
+
+def _rotation(angles_deg: np.ndarray) -> np.ndarray:
+    x, y, z = np.deg2rad(angles_deg)
+    rx = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
+    ry = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
+    rz = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
+    return rz @ ry @ rx
+
+
+def _bins(values: torch.Tensor) -> torch.Tensor:
+    return (values.clamp(0, 1) * (_SEARCH_BINS - 1)).round().long()
+
+
+def _mutual_information(a: torch.Tensor, b: torch.Tensor) -> float:
+    joint = torch.bincount(a * _SEARCH_BINS + b, minlength=_SEARCH_BINS**2).double().reshape(_SEARCH_BINS, _SEARCH_BINS)
+    joint = joint / joint.sum()
+    product = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    some = joint > 0
+    return float((joint[some] * (joint[some] / product[some]).log()).sum())
+
+
+# -- optimisation with SimpleITK ----------------------------------------------------------------------------------
+def _sitk_image(array: np.ndarray, grid: Grid) -> sitk.Image:
+    return grid.apply_to(sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.float32)))
+
+
+def _optimise(fixed: Scan, moving: Scan, start: Affine, transform: sitk.Transform, seed: int, monitor: Monitor) -> Affine:
+    """Mattes mutual information in the liver's neighbourhood, two resolutions.
+
+    The MRI plays ITK's fixed image: it is the smaller one, and the metric's mask is the known liver's neighbourhood.
+    """
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    mask = (moving.liver_distance_mm < LIVER_REGION_MM) & (moving.inside > 0.5)
+    method.SetMetricFixedMask(moving.grid.apply_to(sitk.GetImageFromArray(mask.astype(np.uint8))))
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentagePerLevel([0.5, 0.25], seed % 2**31 + 1)
+    return _run(method, _sitk_image(moving.value, moving.grid), _sitk_image(fixed.value, fixed.grid), start, transform, moving, monitor)
+
+
+def _fit_distances(fixed: Scan, moving: Scan, start: Affine, transform: sitk.Transform) -> Affine:
+    """Least squares between the two livers' signed distance maps in a band round the MRI's."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMeanSquares()
+    mask = np.abs(moving.liver_distance_mm) < LIVER_REGION_MM
+    method.SetMetricFixedMask(moving.grid.apply_to(sitk.GetImageFromArray(mask.astype(np.uint8))))
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentagePerLevel([0.5, 0.25])
+    return _run(
+        method,
+        _sitk_image(moving.liver_distance_mm, moving.grid),
+        _sitk_image(fixed.liver_distance_mm, fixed.grid),
+        start,
+        transform,
+        moving,
+        None,
+    )
+
+
+def _run(
+    method: sitk.ImageRegistrationMethod,
+    itk_fixed: sitk.Image,
+    itk_moving: sitk.Image,
+    start: Affine,
+    transform: sitk.Transform,
+    moving: Scan,
+    monitor: Monitor | None,
+) -> Affine:
+    centre = moving.grid.index_to_world(np.argwhere(moving.liver_distance_mm < 0)[:, ::-1].mean(0))
+    transform.SetCenter(centre.tolist())
+    base = start.inverse()  # MRI -> CT
+    method.SetMovingInitialTransform(base.to_sitk())
+    method.SetInitialTransform(transform, inPlace=True)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=4.0, minStep=0.02, numberOfIterations=80, relaxationFactor=0.6, gradientMagnitudeTolerance=1e-6
+    )
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([2, 1])
+    method.SetSmoothingSigmasPerLevel([4.0, 1.0])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    if monitor is not None:
+        method.AddCommand(sitk.sitkIterationEvent, monitor.check)
+    try:
+        method.Execute(itk_fixed, itk_moving)
+    except RuntimeError as error:
+        # ITK gives up when too few samples map inside; the start then stands as it is and its score speaks.
+        if "samples" in str(error) or "mask" in str(error).lower():
+            return start
+        raise
+    # ITK composes the moving initial transform outermost: MRI -> optimised -> base -> CT.
+    return base.after(Affine.from_sitk(transform)).inverse()
+
+
+def _affine_variants(fixed: Scan, moving: Scan, start: Affine, seed: int, monitor: Monitor) -> list[tuple[str, Affine]]:
+    variants = [("affine", _optimise(fixed, moving, start, sitk.AffineTransform(3), seed, monitor))]
+    if fixed.liver_distance_mm is not None:
+        variants.append(("affine on masks", _fit_distances(fixed, moving, start, sitk.AffineTransform(3))))
+    return variants
+
+
+def _plausible(transform: Affine) -> bool:
+    scaling = np.linalg.svd(transform.matrix[:3, :3], compute_uv=False)
+    return bool(scaling.max() < _MAX_SCALING and scaling.min() > 1 / _MAX_SCALING and np.linalg.det(transform.matrix[:3, :3]) > 0)

@@ -1,0 +1,128 @@
+"""From the user's volumes to what registration compares: windowed, on isotropic patient-axis grids, with masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+import torch.nn.functional as F
+
+from ..deformation import Affine
+from ..volumes import Grid, Volume
+
+CT_WINDOW_HU = (-160.0, 240.0)
+BODY_THRESHOLD_HU = -300.0
+AIR_HU = -1000.0
+# Distances to the liver surface are cut off here: far away they say nothing about it.
+DISTANCE_LIMIT_MM = 30.0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image made ready: value in [0, 1], body mask, whole-liver signed distance (negative inside) where known.
+
+    grid: isotropic, along the patient axes. value, body: (z, y, x) float32. liver_distance_mm, lesion: or None.
+    """
+
+    grid: Grid
+    value: np.ndarray
+    body: np.ndarray
+    inside: np.ndarray  # 1 where the original volume has voxels
+    liver_distance_mm: np.ndarray | None
+    lesion: np.ndarray | None
+
+
+def prepare_ct(ct: Volume, spacing_mm: float, liver: Volume | None) -> Scan:
+    grid = Grid.around(ct.grid.corners(), spacing_mm)
+    coarse = ct.resample_to(grid, outside=AIR_HU)
+    low, high = CT_WINDOW_HU
+    value = np.clip((coarse.array - low) / (high - low), 0, 1)
+    body = _largest_body(coarse.array > BODY_THRESHOLD_HU)
+    return Scan(grid, value, body, _inside(ct.grid, grid), _liver_distance(liver, grid), None)
+
+
+def prepare_mr(mr: Volume, spacing_mm: float, liver: Volume | None, lesion: Volume | None) -> Scan:
+    grid = Grid.around(mr.grid.corners(), spacing_mm)
+    coarse = mr.resample_to(grid, outside=float(mr.array.min()))
+    inside = _inside(mr.grid, grid)
+    values = coarse.array[inside > 0.5]
+    threshold = _otsu(values)
+    body = _largest_body((coarse.array > 0.5 * threshold) & (inside > 0.5))
+    within = coarse.array[body > 0.5]
+    low, high = np.percentile(within if within.size else values, (1, 99.5))
+    value = np.clip((coarse.array - low) / max(high - low, 1e-6), 0, 1)
+    soft_lesion = None
+    if lesion is not None:
+        soft_lesion = Volume(lesion.array.astype(np.float32), lesion.grid).resample_to(grid, antialias=False).array
+    return Scan(grid, value, body, inside, _liver_distance(liver, grid), soft_lesion)
+
+
+def _inside(own: Grid, grid: Grid) -> np.ndarray:
+    ones = sitk.Image(list(own.size), sitk.sitkUInt8) + 1
+    own.apply_to(ones)
+    resampled = sitk.Resample(
+        ones, list(grid.size), sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor, grid.origin, grid.spacing, grid.direction, 0.0
+    )
+    return sitk.GetArrayFromImage(resampled).astype(np.float32)
+
+
+def _otsu(values: np.ndarray) -> float:
+    sample = values[:: max(1, values.size // 200_000)]
+    image = sitk.GetImageFromArray(np.clip(sample, *np.percentile(sample, (0.5, 99)))[None].astype(np.float32))
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.Execute(image)
+    return float(otsu.GetThreshold())
+
+
+def _largest_body(mask: np.ndarray) -> np.ndarray:
+    """The largest part, its holes (lungs, bowel gas) filled slice by slice along z; float32."""
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image = sitk.BinaryMorphologicalOpening(image, [1, 1, 1])
+    parts = sitk.RelabelComponent(sitk.ConnectedComponent(image), sortByObjectSize=True)
+    body = sitk.GetArrayFromImage(sitk.Equal(parts, 1))
+    for z in range(body.shape[0]):
+        body[z] = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(body[z])))
+    return body.astype(np.float32)
+
+
+def _liver_distance(liver: Volume | None, grid: Grid) -> np.ndarray | None:
+    """Signed distance to the liver surface in mm, cut off at the limit, on the working grid."""
+    if liver is None or not liver.array.any():
+        return None
+    soft = Volume(liver.array.astype(np.float32), liver.grid).resample_to(grid).array
+    image = sitk.GetImageFromArray((soft > 0.5).astype(np.uint8))
+    if not (soft > 0.5).any():
+        return None
+    image.SetSpacing(grid.spacing)
+    outside = np.maximum(sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, False, False, True)), 0)
+    inside = np.maximum(sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(sitk.Equal(image, 0), False, False, True)), 0)
+    return np.clip(outside - inside, -DISTANCE_LIMIT_MM, DISTANCE_LIMIT_MM).astype(np.float32)
+
+
+def tensor(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """(z, y, x) -> (1, 1, z, y, x) float32."""
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None].to(device)
+
+
+def resample_affine(
+    image: torch.Tensor, own: Grid, target: Grid, target_to_own: Affine, *, outside: float | None = None
+) -> torch.Tensor:
+    """image (1, c, z, y, x) on `own`, read at target_to_own(voxel centres of `target`), trilinear.
+
+    outside: the value beyond `own`; None continues the border.
+    """
+    index = own.world_to_index_affine @ target_to_own.matrix @ target.index_to_world_affine  # target index -> own index
+    z, y, x = target.shape
+    # grid_sample's affine_grid wants both index spaces normalised to [-1, 1] with align_corners=True.
+    to_index = np.diag([*(max(n - 1, 1) / 2 for n in (x, y, z)), 1.0])
+    to_index[:3, 3] = [(n - 1) / 2 for n in (x, y, z)]
+    own_last = [max(n - 1, 1) for n in own.size]
+    to_unit = np.diag([*(2 / n for n in own_last), 1.0])
+    to_unit[:3, 3] = -1
+    theta = torch.tensor((to_unit @ index @ to_index)[None, :3], dtype=torch.float32, device=image.device)
+    coordinates = F.affine_grid(theta, [1, 1, z, y, x], align_corners=True)
+    if outside is None:
+        return F.grid_sample(image, coordinates, mode="bilinear", padding_mode="border", align_corners=True)
+    return F.grid_sample(image - outside, coordinates, mode="bilinear", padding_mode="zeros", align_corners=True) + outside
