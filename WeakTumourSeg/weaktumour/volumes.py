@@ -7,9 +7,14 @@ has is settled here, once: everything further down works in LPS millimetres.
 
 from __future__ import annotations
 
+import gzip
+import struct
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -196,7 +201,9 @@ class Volume:
             image = _smooth_for_spacing(image, source.grid, grid)
         identity = sitk.Transform(3, sitk.sitkIdentity)
         geometry = (grid.origin, grid.spacing, grid.direction)
-        resampled = sitk.Resample(image, list(grid.size), identity, sitk.sitkLinear, *geometry, float(outside), sitk.sitkFloat32)
+        resampled = sitk.Resample(
+            image, list(grid.size), identity, sitk.sitkLinear, *geometry, float(outside), sitk.sitkFloat32
+        )
         return Volume(sitk.GetArrayFromImage(resampled), grid)
 
 
@@ -210,7 +217,9 @@ def _average_blocks(volume: Volume, target: Grid) -> Volume:
 
     A remainder of less than one block is left out, half of it at either end.
     """
-    factor = np.maximum(1, np.floor(_spacing_along(volume.grid, target) / np.asarray(volume.grid.spacing) + 1e-6)).astype(int)
+    factor = np.maximum(
+        1, np.floor(_spacing_along(volume.grid, target) / np.asarray(volume.grid.spacing) + 1e-6)
+    ).astype(int)
     factor = np.minimum(factor, volume.grid.size)
     if factor.max() == 1:
         return volume
@@ -231,7 +240,9 @@ def _smooth_for_spacing(image: sitk.Image, own: Grid, target: Grid) -> sitk.Imag
     sigma = 0.35 * np.sqrt(np.maximum(_spacing_along(own, target) ** 2 - np.asarray(own.spacing) ** 2, 0.0))
     for axis in range(3):
         if sigma[axis] > 0.25 * own.spacing[axis] and own.size[axis] >= 4:
-            image = sitk.RecursiveGaussian(image, float(sigma[axis]), False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis)
+            image = sitk.RecursiveGaussian(
+                image, float(sigma[axis]), False, sitk.RecursiveGaussianImageFilter.ZeroOrder, axis
+            )
     return image
 
 
@@ -245,7 +256,8 @@ def read_volume(path: str | Path, what: str) -> Volume:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{what}: {path} does not exist; check the path.")
-    image = _read_dicom_folder(path, what) if path.is_dir() else _read_file(path, what)
+    with _without_itk_warnings():
+        image = _read_dicom_folder(path, what) if path.is_dir() else _read_file(path, what)
     volume = _to_volume(image, what)
     check_voxels(volume, what)
     return volume
@@ -263,26 +275,26 @@ def _without_itk_warnings() -> Iterator[None]:
 
 
 def _read_file(path: Path, what: str) -> sitk.Image:
-    # The NIfTI library in ITK would silently take the voxels of x.nii for x.nii.gz (InsightSoftwareConsortium/ITK#2243).
-    if path.name.lower().endswith(".nii.gz") and path.with_name(path.name[:-3]).exists():
-        raise InputError(
-            f"{what}: {path.name} lies beside {path.name[:-3]} and the two would be mixed up; move one of them away."
-        )
+    _check_file(path, what)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise InputError(f"{what}: {path.name} cannot be read ({_itk_reason(error)}); export it again as NIfTI, NRRD or MHA.") from error
+        raise InputError(
+            f"{what}: {path.name} cannot be read ({_itk_reason(error)}); export it again as NIfTI, NRRD or MHA."
+        ) from error
     size = reader.GetSize()
     while len(size) > 3 and size[-1] == 1:  # a 4-D file of one frame is a 3-D volume
         size = size[:-1]
     if len(size) != 3 or reader.GetNumberOfComponents() != 1:
         shape = " x ".join(str(n) for n in reader.GetSize())
         raise InputError(
-            f"{what}: {path.name} is not a single 3-D volume ({shape}, {reader.GetNumberOfComponents()} value(s) a voxel); "
-            "export one time point or channel."
+            f"{what}: {path.name} is not a single 3-D volume ({shape} voxels, {reader.GetNumberOfComponents()} value(s) "
+            "each); export one time point or channel."
         )
+    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
+        raise InputError(f"{what}: {path.name} holds complex numbers; export the magnitude.")
     reader.SetExtractSize([*size, *([0] * (len(reader.GetSize()) - 3))])
     try:
         return reader.Execute()
@@ -298,6 +310,10 @@ def _itk_reason(error: RuntimeError) -> str:
         return "its axes are sheared or not perpendicular"
     if "unable to determine imageio" in str(error).lower():
         return "not an image format that is known here"
+    if "refusing to change spacing" in text.lower():
+        return "its voxel spacing is not positive"
+    if "no such file" in text.lower():
+        return "its voxels are missing or incomplete"
     text = text.split("): ", 1)[-1]
     return text.rstrip(".")[:160]
 
@@ -308,7 +324,9 @@ def _to_volume(image: sitk.Image, what: str) -> Volume:
     except InputError as error:
         raise InputError(f"{what}: {error}") from error
     if min(grid.size) < 2:
-        raise InputError(f"{what}: a volume of {' x '.join(map(str, grid.size))} voxels is a single slice; give the whole 3-D volume.")
+        raise InputError(
+            f"{what}: a volume of {' x '.join(map(str, grid.size))} voxels is a single slice; give the whole 3-D volume."
+        )
     return Volume(sitk.GetArrayFromImage(image), grid)
 
 
@@ -355,6 +373,157 @@ def _slabs(array: np.ndarray, voxels: int = 8_000_000) -> Iterator[np.ndarray]:
         yield array[start : start + rows]
 
 
+# -- what ITK passes over in silence ----------------------------------------------------------------------------
+# It fills a truncated NIfTI with zeros, makes zero and negative spacings positive, and where the two orientations in
+# a NIfTI header differ it quietly takes the one without shear. In a volume that guides a needle none of this is small.
+_PIECE_BYTES = 1 << 20
+
+
+def _check_file(path: Path, what: str) -> None:
+    """Raise InputError where a NIfTI, MHA or NRRD file is damaged or its header has no single right reading."""
+    name = path.name.lower()
+    try:
+        if name.endswith((".nii", ".nii.gz", ".hdr", ".img", ".img.gz")):
+            problem = _nifti_problem(path)
+        elif name.endswith((".mha", ".mhd")):
+            problem = _meta_image_problem(path)
+        elif name.endswith((".nrrd", ".nhdr")):
+            problem = _spacing_problem(_text_header(path, b"\n\n").get("spacings"))
+        else:
+            problem = None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        problem = "it is incomplete or damaged; copy or export it again"
+    except OSError as error:
+        problem = f"it cannot be read ({error.strerror or error}); check the file and its permissions"
+    if problem:
+        raise InputError(f"{what}: {path.name} cannot be used: {problem}.")
+
+
+def _nifti_problem(path: Path) -> str | None:
+    """What is wrong with a NIfTI-1 or NIfTI-2 file; None also where it is no NIfTI, which is for ITK to say."""
+    name = path.name
+    if name.lower().endswith(".nii.gz") and path.with_name(name[:-3]).exists():
+        # ITK would take the voxels of x.nii for those of x.nii.gz (InsightSoftwareConsortium/ITK#2243).
+        return f"{name[:-3]} lies beside it and the two would be mixed up; move one of them away"
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if zipped else path.open("rb") as file:
+        header = file.read(540)
+    if len(header) < 348:
+        return None
+    for order in "<>":
+        first = struct.unpack_from(order + "i", header)[0]
+        if first == 348 and header[344:347] in (b"n+1", b"ni1"):
+            (bits,), dim = struct.unpack_from(order + "h", header, 72), struct.unpack_from(order + "8h", header, 40)
+            pixdim, (start,) = (
+                struct.unpack_from(order + "8f", header, 76),
+                struct.unpack_from(order + "f", header, 108),
+            )
+            (code,), sform = (
+                struct.unpack_from(order + "h", header, 254),
+                struct.unpack_from(order + "12f", header, 280),
+            )
+            single = header[344:347] == b"n+1"
+        elif first == 540 and len(header) == 540 and header[4:7] in (b"n+2", b"ni2"):
+            (bits,), dim = struct.unpack_from(order + "h", header, 14), struct.unpack_from(order + "8q", header, 16)
+            pixdim, (start,) = (
+                struct.unpack_from(order + "8d", header, 104),
+                struct.unpack_from(order + "q", header, 168),
+            )
+            (code,), sform = (
+                struct.unpack_from(order + "i", header, 348),
+                struct.unpack_from(order + "12d", header, 400),
+            )
+            single = header[4:7] == b"n+2"
+        else:
+            continue
+        spacing = pixdim[1 : 1 + min(3, max(0, dim[0]))]
+        problem = _spacing_problem(spacing)
+        if problem is None and len(spacing) == 3 and code > 0:
+            problem = _sform_problem(np.reshape(sform, (3, 4))[:, :3], spacing)
+        if problem is None and (single or zipped):
+            expected = int(start) + bits // 8 * int(np.prod([max(1, n) for n in dim[1 : 1 + dim[0]]], dtype=object))
+            present = _gzip_bytes(path) if zipped else path.stat().st_size
+            if single and present < expected:
+                problem = f"it is incomplete ({present} of {expected} bytes); copy or export it again"
+        return problem
+    return None
+
+
+def _sform_problem(columns_mm: np.ndarray, spacing: tuple[float, ...]) -> str | None:
+    """columns_mm: (3, 3), the steps of one voxel along x, y, z in the header's affine."""
+    length = np.linalg.norm(columns_mm, axis=0)
+    if np.isfinite(length).all() and length.min() > 0:
+        axes = columns_mm / length
+        if not np.allclose(axes.T @ axes, np.eye(3), atol=_ORTHONORMAL_TOLERANCE):
+            return "its axes are not perpendicular (sheared or tilted acquisition); resample it to perpendicular axes first"
+    if not np.allclose(length, spacing, rtol=0.01, atol=1e-3):
+        both = " and ".join("(" + ", ".join(f"{v:g}" for v in row) + ")" for row in (spacing, length))
+        return f"its header gives two voxel spacings, {both} mm (pixdim and sform); export it again"
+    return None
+
+
+def _spacing_problem(spacing: tuple[float, ...] | str | None) -> str | None:
+    try:
+        values = [float(v) for v in (spacing.split() if isinstance(spacing, str) else spacing or ())]
+    except ValueError:
+        return None
+    if all(np.isfinite(v) and v > 0 for v in values[:3]):
+        return None
+    return f"its voxel spacing ({', '.join(f'{v:g}' for v in values)}) mm is not positive; export it again"
+
+
+def _meta_image_problem(path: Path) -> str | None:
+    header = _text_header(path, b"ElementDataFile")
+    problem = _spacing_problem(header.get("elementspacing"))
+    if (
+        problem is None
+        and header.get("compresseddata", "").lower() == "true"
+        and header.get("elementdatafile") == "LOCAL"
+    ):
+        with path.open("rb") as file:
+            file.seek(int(header["length of header"]))
+            _inflated_bytes(file, zlib.MAX_WBITS)
+    return problem
+
+
+def _text_header(path: Path, end: bytes) -> dict[str, str]:
+    """`key = value` and `key: value` lines of a text header, keys in lower case, up to the line that ends it."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16).replace(b"\r\n", b"\n")
+        place = start.find(end)
+        stop = len(start) if place < 0 else start.find(b"\n", place)
+        # Only what was read without carriage returns can be measured; MetaIO writes none.
+        header = {"length of header": str(stop + 1)}
+    for line in start[: max(0, stop)].decode("latin-1").split("\n"):
+        key, separator, value = line.partition("=" if end == b"ElementDataFile" else ":")
+        if separator:
+            header[key.strip().lower()] = value.strip()
+    return header
+
+
+def _gzip_bytes(path: Path) -> int:
+    """Unpacked size of a gzip file; every byte is checked against its checksums. Raises EOFError, zlib.error."""
+    with path.open("rb") as file:
+        return _inflated_bytes(file, zlib.MAX_WBITS | 16)
+
+
+def _inflated_bytes(file: BinaryIO, window_bits: int) -> int:
+    total, stream, begun = 0, zlib.decompressobj(window_bits), False
+    while piece := file.read(_PIECE_BYTES):
+        while piece:
+            if stream.eof:
+                # A gzip file may have several members; padding after the last one is no member.
+                if not window_bits & 16 or not piece.lstrip(b"\0"):
+                    break
+                stream = zlib.decompressobj(window_bits)
+            total += len(stream.decompress(piece))
+            begun, piece = True, stream.unused_data
+    if begun and not stream.eof:
+        raise EOFError
+    return total
+
+
 # -- DICOM ------------------------------------------------------------------------------------------------------
 def _read_dicom_folder(folder: Path, what: str) -> sitk.Image:
     series = {}
@@ -362,7 +531,9 @@ def _read_dicom_folder(folder: Path, what: str) -> sitk.Image:
         files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
         series[uid] = files
     if not series:
-        raise InputError(f"{what}: the folder {folder.name} holds no DICOM images; give the folder of one series, or a file.")
+        raise InputError(
+            f"{what}: the folder {folder.name} holds no DICOM images; give the folder of one series, or a file."
+        )
     if len(series) > 1:
         listing = "; ".join(_describe_series(files) for files in series.values())
         raise InputError(
@@ -378,7 +549,9 @@ def _read_dicom_folder(folder: Path, what: str) -> sitk.Image:
     except RuntimeError as error:
         raise InputError(f"{what}: the DICOM series cannot be read ({_itk_reason(error)}); export it again.") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{what}: the DICOM series is not a single 3-D volume of grey values; export the original series.")
+        raise InputError(
+            f"{what}: the DICOM series is not a single 3-D volume of grey values; export the original series."
+        )
     return image
 
 
@@ -408,14 +581,18 @@ def _check_slice_positions(files: tuple[str, ...], what: str) -> None:
         if normal is None:
             normal = direction[:, 2]
         if not np.allclose(direction[:, 2], normal, atol=1e-3):
-            raise InputError(f"{what}: the DICOM slices are not parallel (a localizer, or several stacks); give one stack.")
+            raise InputError(
+                f"{what}: the DICOM slices are not parallel (a localizer, or several stacks); give one stack."
+            )
         positions.append(origin)
     positions = np.asarray(positions)
     along = np.sort(positions @ normal)
     gaps = np.diff(along)
     typical = float(np.median(gaps))
     if typical <= 0.05:
-        raise InputError(f"{what}: several DICOM images lie at one position (several time points or echoes); give one volume.")
+        raise InputError(
+            f"{what}: several DICOM images lie at one position (several time points or echoes); give one volume."
+        )
     tolerance = 0.05 + _SLICE_GAP_TOLERANCE * typical
     bad = np.flatnonzero(np.abs(gaps - typical) > tolerance)
     if bad.size:
@@ -428,7 +605,9 @@ def _check_slice_positions(files: tuple[str, ...], what: str) -> None:
     offset = positions[np.argsort(positions @ normal)]
     sideways = offset - offset[0] - np.outer((offset - offset[0]) @ normal, normal)
     if np.abs(sideways).max() > max(1.0, 0.02 * (along[-1] - along[0])):
-        raise InputError(f"{what}: the DICOM slices are shifted against each other (gantry tilt); resample the series to perpendicular axes first.")
+        raise InputError(
+            f"{what}: the DICOM slices are shifted against each other (gantry tilt); resample the series to perpendicular axes first."
+        )
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:
