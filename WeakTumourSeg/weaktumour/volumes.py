@@ -8,13 +8,14 @@ has is settled here, once: everything further down works in LPS millimetres.
 from __future__ import annotations
 
 import gzip
+import itertools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -290,8 +291,8 @@ def _read_file(path: Path, what: str) -> sitk.Image:
     if len(size) != 3 or reader.GetNumberOfComponents() != 1:
         shape = " x ".join(str(n) for n in reader.GetSize())
         raise InputError(
-            f"{what}: {path.name} is not a single 3-D volume ({shape} voxels, {reader.GetNumberOfComponents()} value(s) "
-            "each); export one time point or channel."
+            f"{what}: {path.name} is not a single 3-D volume "
+            f"({shape} voxels, {reader.GetNumberOfComponents()} value(s) each); export one time point or channel."
         )
     if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
         raise InputError(f"{what}: {path.name} holds complex numbers; export the magnitude.")
@@ -325,7 +326,8 @@ def _to_volume(image: sitk.Image, what: str) -> Volume:
         raise InputError(f"{what}: {error}") from error
     if min(grid.size) < 2:
         raise InputError(
-            f"{what}: a volume of {' x '.join(map(str, grid.size))} voxels is a single slice; give the whole 3-D volume."
+            f"{what}: a volume of {' x '.join(map(str, grid.size))} voxels is a single slice; "
+            "give the whole 3-D volume."
         )
     return Volume(sitk.GetArrayFromImage(image), grid)
 
@@ -377,6 +379,50 @@ def _slabs(array: np.ndarray, voxels: int = 8_000_000) -> Iterator[np.ndarray]:
 # It fills a truncated NIfTI with zeros, makes zero and negative spacings positive, and where the two orientations in
 # a NIfTI header differ it quietly takes the one without shear. In a volume that guides a needle none of this is small.
 _PIECE_BYTES = 1 << 20
+_INCOMPLETE = "it is incomplete ({} of {} bytes); copy or export it again"
+_META_IMAGE_BYTES = {
+    "MET_CHAR": 1,
+    "MET_UCHAR": 1,
+    "MET_SHORT": 2,
+    "MET_USHORT": 2,
+    "MET_INT": 4,
+    "MET_UINT": 4,
+    "MET_FLOAT": 4,
+    "MET_DOUBLE": 8,
+}
+
+# Size, place and words of the magic (voxels in the same file, in another), then name, offset and form of each field:
+# nifti1.h and nifti2.h of the NIfTI Data Format Working Group.
+_NIFTI_LAYOUTS = (
+    (
+        348,
+        344,
+        (b"n+1", b"ni1"),
+        (
+            ("dim", 40, "8h"),
+            ("datatype", 70, "h"),
+            ("bitpix", 72, "h"),
+            ("pixdim", 76, "8f"),
+            ("vox_offset", 108, "f"),
+            ("sform_code", 254, "h"),
+            ("sform", 280, "12f"),
+        ),
+    ),
+    (
+        540,
+        4,
+        (b"n+2", b"ni2"),
+        (
+            ("datatype", 12, "h"),
+            ("bitpix", 14, "h"),
+            ("dim", 16, "8q"),
+            ("pixdim", 104, "8d"),
+            ("vox_offset", 168, "q"),
+            ("sform_code", 348, "i"),
+            ("sform", 400, "12d"),
+        ),
+    ),
+)
 
 
 def _check_file(path: Path, what: str) -> None:
@@ -409,44 +455,37 @@ def _nifti_problem(path: Path) -> str | None:
         zipped = file.read(2) == b"\x1f\x8b"
     with gzip.open(path) if zipped else path.open("rb") as file:
         header = file.read(540)
-    if len(header) < 348:
+    fields = _nifti_fields(header)
+    if fields is None:
         return None
-    for order in "<>":
-        first = struct.unpack_from(order + "i", header)[0]
-        if first == 348 and header[344:347] in (b"n+1", b"ni1"):
-            (bits,), dim = struct.unpack_from(order + "h", header, 72), struct.unpack_from(order + "8h", header, 40)
-            pixdim, (start,) = (
-                struct.unpack_from(order + "8f", header, 76),
-                struct.unpack_from(order + "f", header, 108),
-            )
-            (code,), sform = (
-                struct.unpack_from(order + "h", header, 254),
-                struct.unpack_from(order + "12f", header, 280),
-            )
-            single = header[344:347] == b"n+1"
-        elif first == 540 and len(header) == 540 and header[4:7] in (b"n+2", b"ni2"):
-            (bits,), dim = struct.unpack_from(order + "h", header, 14), struct.unpack_from(order + "8q", header, 16)
-            pixdim, (start,) = (
-                struct.unpack_from(order + "8d", header, 104),
-                struct.unpack_from(order + "q", header, 168),
-            )
-            (code,), sform = (
-                struct.unpack_from(order + "i", header, 348),
-                struct.unpack_from(order + "12d", header, 400),
-            )
-            single = header[4:7] == b"n+2"
-        else:
-            continue
-        spacing = pixdim[1 : 1 + min(3, max(0, dim[0]))]
-        problem = _spacing_problem(spacing)
-        if problem is None and len(spacing) == 3 and code > 0:
-            problem = _sform_problem(np.reshape(sform, (3, 4))[:, :3], spacing)
-        if problem is None and (single or zipped):
-            expected = int(start) + bits // 8 * int(np.prod([max(1, n) for n in dim[1 : 1 + dim[0]]], dtype=object))
-            present = _gzip_bytes(path) if zipped else path.stat().st_size
-            if single and present < expected:
-                problem = f"it is incomplete ({present} of {expected} bytes); copy or export it again"
+    dimensions = fields["dim"][0]
+    spacing = fields["pixdim"][1 : 1 + min(3, max(0, dimensions))]
+    problem = _spacing_problem(spacing)
+    if problem is None and len(spacing) == 3 and fields["sform_code"][0] > 0:
+        problem = _sform_problem(np.reshape(fields["sform"], (3, 4))[:, :3], spacing)
+    if problem or not fields["single"]:
         return problem
+    bytes_a_value = fields["bitpix"][0] // 8
+    start = max(0, int(fields["vox_offset"][0]))
+    stop = start + bytes_a_value * int(np.prod([max(1, n) for n in fields["dim"][1 : 1 + dimensions]], dtype=object))
+    is_float = fields["datatype"][0] in (16, 64)
+    number = np.dtype(f"{fields['order']}f{bytes_a_value}") if is_float and bytes_a_value in (4, 8) else None
+    with path.open("rb") as file:
+        pieces = _unpacked(file, zlib.MAX_WBITS | 16) if zipped else iter(lambda: file.read(_PIECE_BYTES), b"")
+        present, finite = _measure(pieces, start, stop, number)
+    if present < stop:
+        return _INCOMPLETE.format(present, stop)
+    # ITK would read them as 0.
+    return None if finite else "it holds NaN or infinite voxels; export it again or replace them"
+
+
+def _nifti_fields(header: bytes) -> dict[str, Any] | None:
+    """The named fields of a NIfTI-1 or NIfTI-2 header as tuples, its byte order, and whether voxels follow it."""
+    for order, (first, magic_offset, magics, layout) in itertools.product("<>", _NIFTI_LAYOUTS):
+        magic = header[magic_offset : magic_offset + 3]
+        if len(header) >= first and struct.unpack_from(order + "i", header)[0] == first and magic in magics:
+            fields = {name: struct.unpack_from(order + form, header, offset) for name, offset, form in layout}
+            return {**fields, "order": order, "single": magic == magics[0]}
     return None
 
 
@@ -456,7 +495,10 @@ def _sform_problem(columns_mm: np.ndarray, spacing: tuple[float, ...]) -> str | 
     if np.isfinite(length).all() and length.min() > 0:
         axes = columns_mm / length
         if not np.allclose(axes.T @ axes, np.eye(3), atol=_ORTHONORMAL_TOLERANCE):
-            return "its axes are not perpendicular (sheared or tilted acquisition); resample it to perpendicular axes first"
+            return (
+                "its axes are not perpendicular (sheared or tilted acquisition); "
+                "resample it to perpendicular axes first"
+            )
     if not np.allclose(length, spacing, rtol=0.01, atol=1e-3):
         both = " and ".join("(" + ", ".join(f"{v:g}" for v in row) + ")" for row in (spacing, length))
         return f"its header gives two voxel spacings, {both} mm (pixdim and sform); export it again"
@@ -476,15 +518,23 @@ def _spacing_problem(spacing: tuple[float, ...] | str | None) -> str | None:
 def _meta_image_problem(path: Path) -> str | None:
     header = _text_header(path, b"ElementDataFile")
     problem = _spacing_problem(header.get("elementspacing"))
-    if (
-        problem is None
-        and header.get("compresseddata", "").lower() == "true"
-        and header.get("elementdatafile") == "LOCAL"
-    ):
+    if problem or header.get("elementdatafile") != "LOCAL":
+        return problem
+    start = int(header["length of header"])
+    if header.get("compresseddata", "").lower() == "true":
         with path.open("rb") as file:
-            file.seek(int(header["length of header"]))
-            _inflated_bytes(file, zlib.MAX_WBITS)
-    return problem
+            file.seek(start)
+            for _ in _unpacked(file, zlib.MAX_WBITS):
+                pass
+        return None
+    bytes_a_value = _META_IMAGE_BYTES.get(header.get("elementtype", ""))
+    try:
+        values = np.prod([int(n) for n in header["dimsize"].split()], dtype=object)
+        expected = start + bytes_a_value * values * int(header.get("elementnumberofchannels", 1))
+    except (KeyError, TypeError, ValueError):
+        return None  # for ITK to say
+    present = path.stat().st_size
+    return _INCOMPLETE.format(present, expected) if present < expected else None
 
 
 def _text_header(path: Path, end: bytes) -> dict[str, str]:
@@ -502,26 +552,35 @@ def _text_header(path: Path, end: bytes) -> dict[str, str]:
     return header
 
 
-def _gzip_bytes(path: Path) -> int:
-    """Unpacked size of a gzip file; every byte is checked against its checksums. Raises EOFError, zlib.error."""
-    with path.open("rb") as file:
-        return _inflated_bytes(file, zlib.MAX_WBITS | 16)
+def _measure(pieces: Iterable[bytes], start: int, stop: int, number: np.dtype | None) -> tuple[int, bool]:
+    """Length of a stream, and whether all its floating-point numbers from byte `start` to `stop` are finite.
+
+    number: their type, None for integers.
+    """
+    total, finite, rest = 0, True, b""
+    for piece in pieces:
+        if number is not None:
+            values = rest + piece[max(0, start - total) : max(0, stop - total)]
+            whole = len(values) - len(values) % number.itemsize
+            finite = finite and bool(np.isfinite(np.frombuffer(values[:whole], number)).all())
+            rest = values[whole:]
+        total += len(piece)
+    return total, finite
 
 
-def _inflated_bytes(file: BinaryIO, window_bits: int) -> int:
-    total, stream, begun = 0, zlib.decompressobj(window_bits), False
-    while piece := file.read(_PIECE_BYTES):
-        while piece:
-            if stream.eof:
-                # A gzip file may have several members; padding after the last one is no member.
-                if not window_bits & 16 or not piece.lstrip(b"\0"):
-                    break
-                stream = zlib.decompressobj(window_bits)
-            total += len(stream.decompress(piece))
-            begun, piece = True, stream.unused_data
-    if begun and not stream.eof:
+def _unpacked(file: BinaryIO, window_bits: int) -> Iterator[bytes]:
+    """The rest of a file, decompressed piece by piece; its checksums are compared. Raises EOFError, zlib.error."""
+    stream, packed = zlib.decompressobj(window_bits), file.read(_PIECE_BYTES)
+    while packed:
+        if stream.eof:
+            # A gzip file may have several members; padding after the last one is no member.
+            if not window_bits & 16 or not packed.strip(b"\0"):
+                return
+            stream = zlib.decompressobj(window_bits)
+        yield stream.decompress(packed, 8 * _PIECE_BYTES)
+        packed = stream.unconsumed_tail or stream.unused_data or file.read(_PIECE_BYTES)
+    if not stream.eof:
         raise EOFError
-    return total
 
 
 # -- DICOM ------------------------------------------------------------------------------------------------------
@@ -537,7 +596,8 @@ def _read_dicom_folder(folder: Path, what: str) -> sitk.Image:
     if len(series) > 1:
         listing = "; ".join(_describe_series(files) for files in series.values())
         raise InputError(
-            f"{what}: the folder {folder.name} holds {len(series)} DICOM series ({listing}); put the one to use in a folder of its own."
+            f"{what}: the folder {folder.name} holds {len(series)} DICOM series ({listing}); "
+            "put the one to use in a folder of its own."
         )
     files = next(iter(series.values()))
     if len(files) > 1:
@@ -598,7 +658,8 @@ def _check_slice_positions(files: tuple[str, ...], what: str) -> None:
     if bad.size:
         missing = int(np.sum(np.round(gaps[bad] / typical) - 1))
         raise InputError(
-            f"{what}: the DICOM slices are not evenly spaced: {gaps[bad[0]]:.2f} mm after slice {bad[0] + 1} instead of {typical:.2f} mm"
+            f"{what}: the DICOM slices are not evenly spaced: {gaps[bad[0]]:.2f} mm after slice {bad[0] + 1} "
+            f"instead of {typical:.2f} mm"
             + (f", {missing} slice(s) missing" if missing > 0 else "")
             + "; export the complete series."
         )
@@ -606,7 +667,8 @@ def _check_slice_positions(files: tuple[str, ...], what: str) -> None:
     sideways = offset - offset[0] - np.outer((offset - offset[0]) @ normal, normal)
     if np.abs(sideways).max() > max(1.0, 0.02 * (along[-1] - along[0])):
         raise InputError(
-            f"{what}: the DICOM slices are shifted against each other (gantry tilt); resample the series to perpendicular axes first."
+            f"{what}: the DICOM slices are shifted against each other (gantry tilt); "
+            "resample the series to perpendicular axes first."
         )
 
 

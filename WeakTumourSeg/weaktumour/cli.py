@@ -1,0 +1,302 @@
+"""The command line: `weaktumour demo | simulate | register`.
+
+Each command is a request to the worker (worker.py), whose events become a progress bar, lines and one error line on
+stderr; results go to stdout. Exit 0 done, 2 input error, 3 cancelled, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from . import __version__
+from .errors import InputError
+from .progress import Event
+from .worker import EXIT_DONE, EXIT_INPUT, OPERATIONS, Listener, Option, Request, supervise
+from .workspace import check_out, remove_tree
+
+_LINE_EVERY_S = 5.0
+_RESEARCH_USE = "Research use only; not a medical device."
+
+Runner = Callable[[Request, Listener], int]
+
+
+def main(arguments: Sequence[str] | None = None, run: Runner = supervise) -> int:
+    """Run one command and return its exit code.
+
+    run: carries out a request; `worker.run_here` instead works in this process, without Ctrl-C inside long calls.
+    """
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        return {"demo": _demo, "simulate": _simulate, "register": _register}[command](options, run)
+    except InputError as error:
+        _complain(str(error))
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        _complain("cancelled.")
+        return 3
+
+
+# -- commands ---------------------------------------------------------------------------------------------------
+def _register(options: dict[str, object], run: Runner) -> int:
+    code = _run("register", options, run)
+    if code == EXIT_DONE:
+        _print_result(Path(str(options["out"])))
+    return code
+
+
+def _simulate(options: dict[str, object], run: Runner) -> int:
+    code = _run("simulate", options, run)
+    if code == EXIT_DONE:
+        print(f"Case folder: {options['out']}")
+    return code
+
+
+def _demo(options: dict[str, object], run: Runner) -> int:
+    out = Path(str(options["out"]))
+    case, result = out / "case", out / "result"
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out: {out} is a file; name a new folder.")
+    made_here = not out.exists()
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: {out} cannot be made ({error.strerror}); choose another folder.") from error
+    code = None
+    try:
+        for folder in (case, result):
+            check_out(folder, overwrite=True)
+        # A former result would not belong to the new patient, should the run be stopped in between.
+        remove_tree(result)
+        print(f"1 of 3  Simulate a patient (seed {options['seed']}).", flush=True)
+        code = _run("simulate", {"out": str(case), "overwrite": True, "seed": options["seed"]}, run)
+        if code != EXIT_DONE:
+            return code
+        print("2 of 3  Register the MRI onto the CT and carry the labels over.", flush=True)
+        files = {"mr": case / "mr.nii.gz", "ct": case / "ct.nii.gz", "mr_labels": case / "mr_labels.nii.gz"}
+        code = _run("register", {name: str(path) for name, path in files.items()} | {"out": str(result)}, run)
+        if code != EXIT_DONE:
+            remove_tree(case)
+            return code
+    finally:
+        if code != EXIT_DONE and made_here:
+            shutil.rmtree(out, ignore_errors=True)
+    _print_result(result)
+    print("3 of 3  Compare with the known truth.", flush=True)
+    _print_truth(case, result)
+    if not options["no_open"] and _has_display():
+        import webbrowser
+
+        webbrowser.open((result / "report.html").resolve().as_uri())
+    return code
+
+
+def _run(operation: str, options: Mapping[str, object], run: Runner) -> int:
+    """Hand a request to the worker and show its events."""
+    arguments = {name: value for name, value in options.items() if name != "out"}
+    request = Request.parse(
+        json.dumps(
+            {"schema": 1, "operation": operation, "arguments": arguments, "out": options["out"], "parent_pid": None}
+        )
+    )
+    with _Display() as display:
+        code = run(request, display.show)
+    if code == 3:
+        _complain("cancelled; nothing was left behind.")
+    return code
+
+
+# -- what is printed --------------------------------------------------------------------------------------------
+def _print_result(folder: Path) -> None:
+    """The result folder, one line a tumour, the verdict on the run."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    rows = [
+        (
+            tumour.get("name") or f"label {tumour.get('label')}",
+            _number(tumour.get("volume_mm3"), 1e-3, 1),
+            _number(tumour.get("diameter_mm"), 1, 1),
+            _number(tumour.get("volume_ratio"), 1, 2),
+            str(tumour.get("verdict") or "-").replace("_", " "),
+        )
+        for tumour in result.get("tumours") or []
+    ]
+    print(f"\nResult: {folder.resolve()}")
+    if rows:
+        _print_table(("tumour", "volume ml", "diameter mm", "volume ratio", "verdict"), rows)
+    else:
+        print("The MR labels hold no tumour.")
+    run = result.get("run") or {}
+    reasons = "".join(f"\n  - {reason}" for reason in run.get("reasons") or [])
+    print(f"Run: {str(run.get('verdict') or '-').replace('_', ' ')}{reasons}")
+    print(f"Report: {(folder / 'report.html').resolve()}")
+    print(_RESEARCH_USE, flush=True)
+
+
+def _print_truth(case_folder: Path, result_folder: Path) -> None:
+    """What the simulated patient allows: the result against the known truth."""
+    from .cases import read_case
+    from .deformation import DisplacementField
+    from .evaluation.metrics import evaluate_case
+    from .volumes import read_volume
+
+    case = read_case(case_folder)
+    labels = read_volume(result_folder / "ct_labels.nii.gz", "labels on the CT")
+    field = DisplacementField.read(result_folder / "transform.h5")
+    figures = evaluate_case(labels, case.ct_labels, field, case.truth_points)
+    print(f"\nLiver Dice: {figures['liver']['dice']:.3f}")
+    rows = [
+        (
+            case.label_names.get(tumour["label"], f"label {tumour['label']}"),
+            _number(tumour["diameter_mm"], 1, 1),
+            _number(tumour["centroid_error_mm"], 1, 2),
+            _number(tumour["volume_ratio"], 1, 2),
+            _number(tumour["dice"], 1, 2),
+        )
+        for tumour in figures["tumours"]
+    ]
+    _print_table(("tumour", "true diameter mm", "centroid error mm", "volume ratio", "Dice"), rows)
+    if figures.get("points"):
+        print(f"Points in the body: error {figures['points']['mean_mm']:.2f} mm on average.")
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print("  " + "   ".join(cells).rstrip())
+
+
+def _number(value: object, factor: float, digits: int) -> str:
+    return "-" if not isinstance(value, int | float) else f"{value * factor:.{digits}f}"
+
+
+def _complain(message: str) -> None:
+    print(f"weaktumour: {message}", file=sys.stderr, flush=True)
+
+
+def _has_display() -> bool:
+    """A terminal that belongs to somebody with a screen."""
+    if not sys.stdout.isatty():
+        return False
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+class _Display:
+    """Shows events: a bar on a terminal, elsewhere a line at each new stage and every few seconds."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        self._stage: object = None
+        self._last_line = -_LINE_EVERY_S
+
+    def __enter__(self) -> _Display:
+        if sys.stderr.isatty():
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return self
+            layout = "{desc:<22.22}|{bar}| {percentage:3.0f}%{postfix}"
+            # tqdm by itself shows nothing on a terminal that does not know its size.
+            size = {"ncols": min(100, shutil.get_terminal_size().columns - 1), "nrows": 24}
+            self._bar = tqdm(total=1.0, leave=False, bar_format=layout, file=sys.stderr, **size)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, event: Event) -> None:
+        kind = event.get("event")
+        if kind == "progress":
+            self._progress(event)
+        elif kind == "log":
+            self._line(str(event.get("message", "")))
+        elif kind == "error":
+            self._line(f"weaktumour: {event.get('message', '')}")
+
+    def _progress(self, event: Event) -> None:
+        stage, fraction, remaining = event.get("stage"), event.get("fraction"), event.get("remaining_s")
+        left = f"about {_duration(float(remaining))} left" if isinstance(remaining, int | float) else ""
+        done = float(fraction) if isinstance(fraction, int | float) else 0.0
+        if self._bar is not None:
+            self._bar.n = done
+            self._bar.set_description_str(str(stage or ""), refresh=False)
+            self._bar.set_postfix_str(left)
+            return
+        now = time.monotonic()
+        # The stages of a short run follow each other fast: no more than one line a second.
+        if now - self._last_line >= (_LINE_EVERY_S if stage == self._stage else 1.0):
+            self._stage, self._last_line = stage, now
+            self._line(f"{100 * done:3.0f} %  {stage or ''}" + (f", {left}" if left else ""))
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    seconds = round(seconds)
+    return f"{seconds} s" if seconds < 100 else f"{round(seconds / 60)} min"
+
+
+# -- options ----------------------------------------------------------------------------------------------------
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_INPUT, f"weaktumour: {message}; see {self.prog} --help.\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="weaktumour", description="Carries liver and tumour labels from an MRI onto a CT. " + _RESEARCH_USE
+    )
+    parser.add_argument("--version", action="version", version=f"weaktumour {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    text = "simulate a patient, register, carry the labels over, compare with the truth"
+    demo = commands.add_parser("demo", help=text, description=_sentence(text), allow_abbrev=False)
+    demo.add_argument("--out", default="demo", metavar="DIR", help="folder for the case and the result (default: demo)")
+    demo.add_argument("--no-open", action="store_true", help="do not open the report in a browser")
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="which patient to simulate (default: 0)")
+
+    for name in ("simulate", "register"):
+        operation = OPERATIONS[name]
+        command = commands.add_parser(
+            name, help=operation.help, description=_sentence(operation.help), allow_abbrev=False
+        )
+        command.add_argument("--out", required=True, metavar="DIR", help="folder to write; must be new or empty")
+        for option in operation.options:
+            _add_option(command, option)
+    return parser
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    flag = "--" + option.name.replace("_", "-")
+    if option.type is bool:
+        parser.add_argument(flag, action="store_true", help=option.help)
+        return
+    default = "" if option.default is None else f" (default: {option.default})"
+    parser.add_argument(
+        flag,
+        type=option.type,
+        required=option.required,
+        choices=option.choices or None,
+        metavar=option.metavar if not option.choices else None,
+        help=(option.help + default).replace("%", "%%"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
