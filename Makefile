@@ -1,0 +1,49 @@
+# make help lists the targets. Each does all of its own set-up in .venv; TORCH=cuda and PYTHON=... are passed on.
+.DEFAULT_GOAL := help
+TORCH ?= cpu
+PYTHON ?=
+export TORCH PYTHON
+
+BIN := .venv/bin
+TEST_EXTRAS := test,benchmark
+PYTEST_ARGS ?=
+
+.PHONY: help demo test check lint format benchmark-smoke icon clean set-up set-up-tests
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: set-up ## simulate a patient, register, carry the labels over; writes demo/ (an earlier one is replaced)
+	@$(BIN)/weaktumour demo --out demo
+
+test: set-up-tests ## run the tests (PYTEST_ARGS="-k volumes" for some of them)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint ## lint, and compare WeakTumourSeg/CMakeLists.txt with the files there are
+	@$(BIN)/python Testing/check_cmake_lists.py
+
+lint: set-up-tests ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: set-up-tests ## let ruff mend what it can, and rewrite the list in WeakTumourSeg/CMakeLists.txt
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/python Testing/check_cmake_lists.py --fix
+
+benchmark-smoke: set-up-tests ## run each benchmark script on its smallest case (needs the real data, see CONTRIBUTING.md)
+	@set -e; for script in $$(grep -l __main__ Testing/benchmark/*.py); do \
+		echo "== $$script --smoke"; $(BIN)/python $$script --smoke; done
+
+icon: set-up-tests ## draw WeakTumourSeg.png again
+	@$(BIN)/python Resources/make_icon.py
+
+clean: ## remove .venv, demo/ and what tools leave behind
+	@rm -rf .venv demo build dist WeakTumourSeg/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+set-up:
+	@sh set_up.sh
+
+set-up-tests:
+	@sh set_up.sh $(TEST_EXTRAS)
