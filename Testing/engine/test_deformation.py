@@ -118,7 +118,8 @@ def test_sample_does_not_depend_on_the_number_of_threads(shape):
     finally:
         torch.set_num_threads(before)
     assert results[0].shape == (1, 4, *shape)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 def test_torch_jacobian_agrees_with_the_world_one():

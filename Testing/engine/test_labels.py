@@ -84,7 +84,9 @@ class TestBoundary:
         level = Volume(boundary_level_set(mask, grid.spacing), grid).resample_to(fine, outside=10.0, antialias=False)
         image = grid.apply_to(sitk.GetImageFromArray(mask.astype(np.uint8)))
         identity = sitk.Transform(3, sitk.sitkIdentity)
-        nearest = sitk.Resample(image, fine.size, identity, sitk.sitkNearestNeighbor, fine.origin, fine.spacing, fine.direction)
+        nearest = sitk.Resample(
+            image, fine.size, identity, sitk.sitkNearestNeighbor, fine.origin, fine.spacing, fine.direction
+        )
 
         def dice(a: np.ndarray) -> float:
             return 2 * (a & truth).sum() / (a.sum() + truth.sum())

@@ -10,7 +10,9 @@ from weaktumour.progress import Monitor
 from weaktumour.propagation import propagate_labels
 from weaktumour.volumes import Grid, Volume
 
-MR_GRID = Grid((60, 56, 30), (1.5, 1.5, 4.0), (-40.0, -45.0, -60.0), sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.1).GetMatrix())
+MR_GRID = Grid(
+    (60, 56, 30), (1.5, 1.5, 4.0), (-40.0, -45.0, -60.0), sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.1).GetMatrix()
+)
 CENTRE = MR_GRID.corners().mean(0)
 
 
@@ -26,7 +28,7 @@ def label_map(*balls: tuple[int, np.ndarray, float], grid: Grid = MR_GRID) -> La
 
 def ct_grid(size=(80, 76, 60), spacing=(1.3, 1.3, 2.0), angle=-0.2) -> Grid:
     rotation = np.asarray(sitk.Euler3DTransform((0, 0, 0), 0.0, angle, 0.0).GetMatrix()).reshape(3, 3)
-    origin = CENTRE + (5, -8, 3) - rotation @ ((np.asarray(size) - 1) / 2 * spacing)
+    origin = CENTRE + np.array([5, -8, 3]) - rotation @ ((np.asarray(size) - 1) / 2 * spacing)
     return Grid(size, spacing, tuple(origin), rotation.ravel())
 
 
@@ -78,7 +80,9 @@ def test_volumes_follow_the_jacobian():
     ct = ct_grid()
     shrink = Affine(np.diag([1.15, 1.15, 1.15, 1.0]))  # CT -> MRI expands, so labels shrink on the CT
     about_centre = Affine.translation(CENTRE).after(shrink).after(Affine.translation(-CENTRE))
-    result = propagate_labels(labels, DisplacementField.of(about_centre, ct.with_spacing(4.0).crop((-2, -2, -2), (40, 40, 45))), ct, Monitor())
+    result = propagate_labels(
+        labels, DisplacementField.of(about_centre, ct.with_spacing(4.0).crop((-2, -2, -2), (40, 40, 45))), ct, Monitor()
+    )
     for value in (2, 3):
         carried = result.carried[value]
         assert carried.jacobian_ratio == pytest.approx(1 / 1.15**3, rel=1e-3)

@@ -56,4 +56,5 @@ def test_erode_counts_the_border_as_outside():
     mask[..., 3, 3, 4] = 0
     result = erode(mask, 1)
     assert result[..., 0, :, :].sum() == 0
-    assert result[0, 0, 1, 1, 1] == 1 and result[0, 0, 2, 2, 3] == 0
+    assert result[0, 0, 1, 1, 1] == 1
+    assert result[0, 0, 2, 2, 3] == 0

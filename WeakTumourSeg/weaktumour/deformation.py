@@ -57,14 +57,20 @@ class Affine:
         try:
             transform = sitk.ReadTransform(str(path))
         except RuntimeError as error:
-            raise InputError(f"Initial transform: {path.name} is not an ITK transform file; export it as .tfm or .h5.") from error
+            raise InputError(
+                f"Initial transform: {path.name} is not an ITK transform file; export it as .tfm or .h5."
+            ) from error
         if transform.GetDimension() != 3:
             raise InputError(f"Initial transform: {path.name} is not three-dimensional; export a 3-D transform.")
         if not transform.IsLinear():
-            raise InputError(f"Initial transform: {path.name} is not linear; give a translation, rigid or affine transform.")
+            raise InputError(
+                f"Initial transform: {path.name} is not linear; give a translation, rigid or affine transform."
+            )
         affine = Affine.from_sitk(transform)
         if not np.all(np.isfinite(affine.matrix)) or np.linalg.det(affine.matrix[:3, :3]) <= 1e-6:
-            raise InputError(f"Initial transform: {path.name} is singular or mirrors space; give an invertible transform.")
+            raise InputError(
+                f"Initial transform: {path.name} is singular or mirrors space; give an invertible transform."
+            )
         return affine
 
     def transform_points(self, points_mm: np.ndarray) -> np.ndarray:
@@ -98,7 +104,9 @@ class DisplacementField:
 
     def __post_init__(self) -> None:
         if self.displacement_mm.shape != (*self.grid.shape, 3):
-            raise ValueError(f"displacement of shape {self.displacement_mm.shape} on a grid of shape {self.grid.shape} (z, y, x)")
+            raise ValueError(
+                f"displacement of shape {self.displacement_mm.shape} on a grid of shape {self.grid.shape} (z, y, x)"
+            )
 
     @staticmethod
     def of(transform: Affine | DisplacementField, grid: Grid) -> DisplacementField:
@@ -164,7 +172,8 @@ class DisplacementField:
         """The affine transform nearest to this field in the least-squares sense over (a subset of) its grid."""
         step = [max(1, n // 24) for n in self.grid.shape]
         index = np.stack(
-            np.meshgrid(*(np.arange(0, n, s) for n, s in zip(self.grid.shape, step, strict=True)), indexing="ij"), axis=-1
+            np.meshgrid(*(np.arange(0, n, s) for n, s in zip(self.grid.shape, step, strict=True)), indexing="ij"),
+            axis=-1,
         ).reshape(-1, 3)
         fixed = self.grid.index_to_world(index[:, ::-1])
         moving = fixed + self.displacement_mm[index[:, 0], index[:, 1], index[:, 2]]
@@ -184,13 +193,16 @@ class DisplacementField:
         for start in range(0, depth, 32):
             stop = min(depth, start + 32)
             low, high = max(0, start - 1), min(depth, stop + 1)
-            piece = self.displacement_mm[low:high]
-            derivative = np.zeros((*piece.shape[:3], 3, 3))  # [component, index axis x y z]
-            for column, axis in enumerate((2, 1, 0)):
+            piece = self.displacement_mm[low:high].astype(np.float32)
+            derivative = np.zeros((3, 3, *piece.shape[:3]), dtype=np.float32)  # [index axis x y z, component]
+            for row, axis in enumerate((2, 1, 0)):
                 if piece.shape[axis] > 1:
-                    derivative[..., column] = np.gradient(piece, axis=axis)
-            jacobian = derivative @ index_to_unit + np.eye(3)
-            result[start:stop] = np.linalg.det(jacobian)[start - low : stop - low]
+                    derivative[row] = np.moveaxis(np.gradient(piece, axis=axis), -1, 0)
+            jacobian = np.einsum("aczyx,ab->cbzyx", derivative, index_to_unit.astype(np.float32))
+            jacobian += np.eye(3, dtype=np.float32)[:, :, None, None, None]
+            (a, b, c), (d, e, f), (g, h, i) = jacobian
+            determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+            result[start:stop] = determinant[start - low : stop - low]
         return result
 
     # -- ITK ----------------------------------------------------------------------------------------------------
@@ -204,7 +216,9 @@ class DisplacementField:
         try:
             field = sitk.DisplacementFieldTransform(transform).GetDisplacementField()
         except RuntimeError as error:
-            raise InputError("The transform is not a displacement field; give a transform.h5 as written by WeakTumourSeg.") from error
+            raise InputError(
+                "The transform is not a displacement field; give a transform.h5 as written by WeakTumourSeg."
+            ) from error
         return DisplacementField(Grid.of(field), sitk.GetArrayFromImage(field))
 
     def write(self, path: str | Path) -> None:
@@ -274,7 +288,9 @@ def sample(image: torch.Tensor, coordinates: torch.Tensor, *, padding: str = "bo
 
 def warp(image: torch.Tensor, displacement: torch.Tensor, *, padding: str = "border") -> torch.Tensor:
     """image(x + u(x)); image and displacement on the same grid, displacement in its voxels."""
-    return sample(image, identity_coordinates(displacement.shape[2:], displacement.device) + displacement, padding=padding)
+    return sample(
+        image, identity_coordinates(displacement.shape[2:], displacement.device) + displacement, padding=padding
+    )
 
 
 def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
@@ -298,7 +314,11 @@ def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
     """
     columns = []
     for axis in (4, 3, 2):  # d/dx, d/dy, d/dz
-        columns.append(torch.gradient(displacement, dim=axis)[0] if displacement.shape[axis] > 1 else torch.zeros_like(displacement))
+        columns.append(
+            torch.gradient(displacement, dim=axis)[0]
+            if displacement.shape[axis] > 1
+            else torch.zeros_like(displacement)
+        )
     jacobian = torch.stack(columns, dim=2)  # (b, component, axis, z, y, x)
     jacobian = jacobian + torch.eye(3, device=displacement.device).reshape(1, 3, 3, 1, 1, 1)
     a, b, c = jacobian[:, 0], jacobian[:, 1], jacobian[:, 2]

@@ -16,7 +16,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("Device: this PyTorch sees no CUDA GPU; choose --device cpu, or install PyTorch with CUDA and a driver.")
+        raise DeviceError(
+            "Device: this PyTorch sees no CUDA GPU; choose --device cpu, or install PyTorch with CUDA and a driver."
+        )
     if name == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("Device: this machine has no Apple GPU that PyTorch can use; choose --device cpu.")
     return torch.device(name)

@@ -1,4 +1,7 @@
-"""The few errors that leave the engine. Each message is one plain sentence: what is wrong, with which input, what to do."""
+"""The few errors that leave the engine.
+
+Each message is one plain sentence: what is wrong, with which input, what to do.
+"""
 
 
 class WeakTumourError(Exception):

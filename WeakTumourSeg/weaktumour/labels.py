@@ -97,7 +97,9 @@ def parse_label_map(text: str | None) -> dict[int, str] | None:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*=\s*(liver|tumour|tumor)\s*", part, flags=re.IGNORECASE)
         if not match or int(match[1]) == 0:
-            raise InputError(f'Label map: "{part.strip()}" is not VALUE=liver or VALUE=tumour; write for example "5=liver,7=tumour".')
+            raise InputError(
+                f'Label map: "{part.strip()}" is not VALUE=liver or VALUE=tumour; write for example "5=liver,7=tumour".'
+            )
         value = int(match[1])
         if value in roles:
             raise InputError(f"Label map: value {value} is given twice; name each value once.")
@@ -105,7 +107,9 @@ def parse_label_map(text: str | None) -> dict[int, str] | None:
     return roles
 
 
-def name_labels(values: list[int], roles: dict[int, str] | None, names: dict[int, str] | None = None) -> tuple[Label, ...]:
+def name_labels(
+    values: list[int], roles: dict[int, str] | None, names: dict[int, str] | None = None
+) -> tuple[Label, ...]:
     """The labels of these values under a mapping or, without one, the default scheme (1 liver, 2 and above tumours)."""
     names = names or {}
     labels, tumours = [], 0
@@ -118,27 +122,41 @@ def name_labels(values: list[int], roles: dict[int, str] | None, names: dict[int
 
 
 def read_labels(path: str | Path, what: str, roles: dict[int, str] | None = None) -> LabelMap:
-    """Read a label map and, where it lies beside, its labels.json. Raises InputError (unreadable, empty, no whole numbers)."""
+    """Read a label map and, where it lies beside, its labels.json.
+
+    Raises InputError (unreadable, empty, no whole numbers).
+    """
     try:
         volume = read_volume(path, what)
     except InputError as error:
         if "every voxel has the value" in str(error):
-            raise InputError(f"{what}: the label map is empty (one value everywhere); give a map with the liver and its tumours.") from error
+            raise InputError(
+                f"{what}: the label map is empty (one value everywhere); give a map with the liver and its tumours."
+            ) from error
         raise
     array = volume.array
-    if array.dtype.kind == "f":
-        if not np.array_equal(array, np.round(array)):
-            raise InputError(f"{what}: the voxels are not whole numbers; give a label map, not an image or a probability map.")
+    if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
+        raise InputError(
+            f"{what}: the voxels are not whole numbers; give a label map, not an image or a probability map."
+        )
     if array.min() < 0 or array.max() > 65535:
-        raise InputError(f"{what}: label values must lie between 0 and 65535 (found {array.min():g} to {array.max():g}); renumber them.")
+        raise InputError(
+            f"{what}: label values must lie between 0 and 65535, "
+            f"found {array.min():g} to {array.max():g}; renumber them."
+        )
     array = array.astype(np.uint8 if array.max() < 256 else np.uint16)
     values = [int(value) for value in np.unique(array) if value]
     if len(values) > 256:
-        raise InputError(f"{what}: {len(values)} different values are not a label map; give the segmentation, not the image.")
+        raise InputError(
+            f"{what}: {len(values)} different values are not a label map; give the segmentation, not the image."
+        )
     if roles is not None:
         absent = sorted(set(roles) - set(values))
         if absent:
-            raise InputError(f"{what}: the label map names value {absent[0]}, which does not occur (found {values}); correct the mapping.")
+            raise InputError(
+                f"{what}: the label map names value {absent[0]}, which does not occur "
+                f"(found {values}); correct the mapping."
+            )
     names = read_label_names(Path(path).parent / "labels.json") if not Path(path).is_dir() else {}
     return LabelMap(Volume(array, volume.grid), name_labels(values, roles, names))
 
@@ -147,7 +165,9 @@ def write_labels_json(path: str | Path, labels: tuple[Label, ...] | dict[int, st
     """Names, colours and terminology beside a label map; a plain {value: name} means the default scheme."""
     if isinstance(labels, dict):
         labels = name_labels(list(labels), None, labels)
-    Path(path).write_text(json.dumps({"schema": 1, "labels": [label.to_json() for label in labels]}, indent=2) + "\n", encoding="utf-8")
+    Path(path).write_text(
+        json.dumps({"schema": 1, "labels": [label.to_json() for label in labels]}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def read_label_names(path: str | Path) -> dict[int, str]:

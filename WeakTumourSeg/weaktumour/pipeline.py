@@ -18,7 +18,16 @@ from . import result as results
 from .deformation import Affine, DisplacementField
 from .devices import choose_device
 from .errors import InputError
-from .labels import LIVER, TUMOUR, LabelMap, components, equivalent_diameter, parse_label_map, read_labels, write_labels_json
+from .labels import (
+    LIVER,
+    TUMOUR,
+    LabelMap,
+    components,
+    equivalent_diameter,
+    parse_label_map,
+    read_labels,
+    write_labels_json,
+)
 from .progress import Monitor
 from .propagation import Carried, Propagation, propagate_labels, resample_mr
 from .quality import displacement_in_liver, jacobian_in_body, judge_run
@@ -37,7 +46,7 @@ FIELD_BYTES = 90e6
 
 @dataclass(frozen=True)
 class Preset:
-    """spacing_mm: working grid of the refinement. seconds: expected by stage, for the first estimate of what remains."""
+    """spacing_mm: working grid of the refinement. seconds: expected by stage, the first estimate of what remains."""
 
     spacing_mm: float
     refinement: RefinementSettings
@@ -140,7 +149,9 @@ def _check_settings(arguments: RegisterArguments) -> tuple[Preset, tuple[str, ..
     stages = tuple(stage.strip() for stage in arguments.stages.split(",") if stage.strip())
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown or not stages:
-        raise InputError(f'Stages: "{arguments.stages}" is not a list of {", ".join(STAGES)}; name at least one of them.')
+        raise InputError(
+            f'Stages: "{arguments.stages}" is not a list of {", ".join(STAGES)}; name at least one of them.'
+        )
     return PRESETS[arguments.preset], stages, choose_device(arguments.device)
 
 
@@ -154,7 +165,9 @@ def read_inputs(arguments: RegisterArguments, monitor: Monitor) -> Inputs:
     mr = read_volume(arguments.mr, "MRI")
     monitor.update(0.6)
     if arguments.mr_labels is None:
-        raise InputError("MRI labels: none were given, and this version has no network to find the liver; give --mr-labels.")
+        raise InputError(
+            "MRI labels: none were given, and this version has no network to find the liver; give --mr-labels."
+        )
     labels = read_labels(arguments.mr_labels, "MRI labels", roles)
     _check_labels(labels, mr)
     ct_liver = _read_ct_liver(arguments.ct_liver, ct) if arguments.ct_liver else None
@@ -173,7 +186,8 @@ def _check_labels(labels: LabelMap, mr: Volume) -> None:
     inside = float(mr.grid.contains(points).mean())
     if inside < 0.5:
         raise InputError(
-            f"MRI labels: only {100 * inside:.0f} % of the liver label lies inside the MRI; give the labels that belong to this MRI."
+            f"MRI labels: only {100 * inside:.0f} % of the liver label lies inside the MRI; "
+            "give the labels that belong to this MRI."
         )
 
 
@@ -300,7 +314,9 @@ def _describe(
     winner = registration.alignment.winner
     run = judge_run(registration.alignment, registration.score)
     labels = {
-        label.value: results.LabelResult(label.name, label.role, propagation.carried[label.value].ct_volume_mm3, _parts(propagation, label.value))
+        label.value: results.LabelResult(
+            label.name, label.role, propagation.carried[label.value].ct_volume_mm3, _parts(propagation, label.value)
+        )
         for label in propagation.labels.labels
     }
     content = results.RunResult(
@@ -309,7 +325,9 @@ def _describe(
             "ct": results.InputFile.of(arguments.ct, inputs.ct.grid),
             "mr_labels": results.InputFile.of(arguments.mr_labels, inputs.labels.volume.grid),
             "ct_liver": results.InputFile.of(arguments.ct_liver, inputs.ct_liver.grid) if inputs.ct_liver else None,
-            "initial_transform": results.InputFile.of(arguments.initial_transform) if arguments.initial_transform else None,
+            "initial_transform": results.InputFile.of(arguments.initial_transform)
+            if arguments.initial_transform
+            else None,
         },
         settings={
             "preset": arguments.preset,
@@ -327,7 +345,12 @@ def _describe(
             winner.name,
             registration.stages_kept,
             registration.candidates,
-            results.Similarity("MIND-SSC cost in and around the liver, 1 = unrelated tissue", registration.score_before, registration.score, "lower"),
+            results.Similarity(
+                "MIND-SSC cost in and around the liver, 1 = unrelated tissue",
+                registration.score_before,
+                registration.score,
+                "lower",
+            ),
             jacobian_in_body(registration.transform, registration.fixed),
             displacement_in_liver(registration.transform, registration.moving),
         ),

@@ -63,7 +63,12 @@ class Monitor:
         # Before a tenth is done the plan is the better guess; after it, this machine's own pace.
         remaining = elapsed * (1 - overall) / overall if overall > 0.1 else total * (1 - overall)
         self._listener(
-            {"event": "progress", "stage": self._stage, "fraction": round(overall, 4), "remaining_s": round(remaining, 1)}
+            {
+                "event": "progress",
+                "stage": self._stage,
+                "fraction": round(overall, 4),
+                "remaining_s": round(remaining, 1),
+            }
         )
 
     def check(self) -> None:

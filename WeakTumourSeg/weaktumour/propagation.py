@@ -92,13 +92,17 @@ def _boundary(label: Label, mask: np.ndarray, grid: Grid, transform: Displacemen
     surface = crop.index_to_world(np.argwhere(piece & (level[0, 0].numpy() > -max(grid.spacing) * 2))[:, ::-1])
     surface = surface[:: max(1, len(surface) // 4000)]
     try:
-        _, region = ct_grid.crop_to(transform.inverse_points(surface, tolerance_mm=0.1), margin_mm=3 * max(grid.spacing))
+        _, region = ct_grid.crop_to(
+            transform.inverse_points(surface, tolerance_mm=0.1), margin_mm=3 * max(grid.spacing)
+        )
     except ValueError:
         region = None  # wholly outside the CT
     return _Boundary(label, level, crop, region)
 
 
-def _paint(array: np.ndarray, group: list[_Boundary], transform: DisplacementField, ct_grid: Grid, monitor: Monitor) -> None:
+def _paint(
+    array: np.ndarray, group: list[_Boundary], transform: DisplacementField, ct_grid: Grid, monitor: Monitor
+) -> None:
     """Write each label of the group where its level is negative and the lowest of the group."""
     if not group:
         return
@@ -157,7 +161,8 @@ def _account(label: Label, labels: LabelMap, array: np.ndarray, transform: Displ
             warnings.append(f"{label.name} is cut off by the edge of the CT: {100 * inside:.0f} % of it lies inside.")
         if inside > 0 and abs(after / (before * ratio * inside) - 1) > VOLUME_TOLERANCE:
             warnings.append(
-                f"{label.name} has {after / before:.2f} of its MRI volume on the CT, while the transform explains {ratio * inside:.2f}; check its outline."
+                f"{label.name} has {after / before:.2f} of its MRI volume on the CT, while the transform explains "
+                f"{ratio * inside:.2f}; check its outline."
             )
     return Carried(label, before, after, ratio, inside, warnings)
 

@@ -25,7 +25,9 @@ def jacobian_in_body(transform: DisplacementField, fixed: Scan) -> Jacobian:
     if values.size == 0:
         return Jacobian()
     p01, p50, p99 = np.percentile(values, (1, 50, 99))
-    return Jacobian(float(values.min()), float(p01), float(p50), float(p99), float(values.max()), int((values <= 0).sum()))
+    return Jacobian(
+        float(values.min()), float(p01), float(p50), float(p99), float(values.max()), int((values <= 0).sum())
+    )
 
 
 def displacement_in_liver(transform: DisplacementField, moving: Scan) -> Displacement:
@@ -39,7 +41,10 @@ def judge_run(alignment: Alignment, score: float) -> RunVerdict:
     """'check_alignment' with its reasons where the registration itself is doubtful."""
     reasons = []
     if score > DOUBTFUL_SCORE:
-        reasons.append(f"MRI and CT resemble each other little in and around the liver (cost {score:.2f} of 1.00 for unrelated tissue).")
+        reasons.append(
+            "MRI and CT resemble each other little in and around the liver "
+            f"(cost {score:.2f} of 1.00 for unrelated tissue)."
+        )
     if alignment.overlap < DOUBTFUL_OVERLAP:
         reasons.append(f"Only {100 * alignment.overlap:.0f} % of the MRI's liver lies inside the CT.")
     return RunVerdict("check_alignment" if reasons else "ok", reasons)

@@ -8,7 +8,7 @@ gradient there. Distances between surfaces are Euclidean distances between such 
 the last voxel inside and the first one outside, one mask shifted by one slice of 4 mm is 4 mm away, and fine and
 coarse axes count by area and not by how often they are sampled (the definition of S. Nikolov et al., JMIR 2021,
 doi:10.2196/26151, with the area taken from the gradient instead of a marching-cubes table; the PyPI package
-`surface-distance` gives the same to within two per cent). A slanted surface is a staircase, so the mean distance of
+`surface-distance` gives the same to within a few per cent). A slanted surface is a staircase, so the mean distance of
 two of them comes out up to half a voxel too small, as with that package. Beyond the array is background.
 
 Empty masks: both empty, Dice, volume ratio and coverage 1, distances 0; one empty, Dice 0 and distances inf.

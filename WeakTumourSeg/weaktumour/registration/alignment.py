@@ -24,7 +24,7 @@ from .similarity import erode, mind_ssc
 LIVER_REGION_MM = 20.0  # the neighbourhood of the liver that alignment looks at
 _SEARCH_POINTS = 5000
 _SEARCH_BINS = 24
-_SHIFT_LIMITS_MM = (60.0, 60.0, 400.0)
+_OPTIMISED_STARTS = 3
 _MAX_SCALING = 1.35
 _SCORE_DILATION, _SCORE_RADIUS = 1, 1
 
@@ -69,19 +69,20 @@ def align(fixed: Scan, moving: Scan, initial: Affine, *, scorer: Scorer, seed: i
     monitor.update(0.4)
 
     candidates = [Candidate(name, "start", start, scorer(start)) for name, start in starts.items()]
-    if scorer.overlap(min(candidates, key=lambda c: c.score).transform) < 0.05 and max(map(scorer.overlap, starts.values())) < 0.05:
+    if (
+        scorer.overlap(min(candidates, key=lambda c: c.score).transform) < 0.05
+        and max(map(scorer.overlap, starts.values())) < 0.05
+    ):
         raise InputError(_NOTHING_SHARED)
-    promising = sorted(candidates, key=lambda c: c.score)[:4]
-    if not any(c.name == "as given" for c in promising):
-        promising[-1] = candidates[0]
+    promising = _distinct(sorted(candidates, key=lambda c: c.score), moving)[:_OPTIMISED_STARTS]
     for number, start in enumerate(promising):
         rigid = _optimise(fixed, moving, start.transform, sitk.Euler3DTransform(), seed, monitor)
         candidates.append(Candidate(start.name, "rigid", rigid, scorer(rigid)))
         monitor.update(0.4 + 0.4 * (number + 1) / len(promising))
-    for start in sorted(candidates, key=lambda c: c.score)[:2]:
-        for kind, transform in _affine_variants(fixed, moving, start.transform, seed, monitor):
-            if _plausible(transform):
-                candidates.append(Candidate(start.name, kind, transform, scorer(transform)))
+    best = min(candidates, key=lambda c: c.score)
+    for kind, transform in _affine_variants(fixed, moving, best.transform, seed, monitor):
+        if _plausible(transform):
+            candidates.append(Candidate(best.name, kind, transform, scorer(transform)))
     winner = min(candidates, key=lambda c: c.score)
     overlap = scorer.overlap(winner.transform)
     if overlap < 0.1 or winner.score > NO_SIMILARITY:
@@ -95,6 +96,18 @@ _NOTHING_SHARED = (
     "or give --initial-transform."
 )
 NO_SIMILARITY = 0.97
+
+
+def _distinct(candidates: list[Candidate], moving: Scan, tolerance_mm: float = 6.0) -> list[Candidate]:
+    """Without those that put the MRI's liver where an earlier one does."""
+    liver = moving.grid.index_to_world(np.argwhere(moving.liver_distance_mm < 0)[:, ::-1])
+    corners = np.stack((liver.min(0), liver.max(0), liver.mean(0)))
+    kept: list[tuple[Candidate, np.ndarray]] = []
+    for candidate in candidates:
+        placed = candidate.transform.inverse().transform_points(corners)
+        if all(np.abs(placed - other).max() > tolerance_mm for _, other in kept):
+            kept.append((candidate, placed))
+    return [candidate for candidate, _ in kept]
 
 
 class Scorer:
@@ -112,8 +125,8 @@ class Scorer:
         region = (moving.liver_distance_mm < LIVER_REGION_MM) & (moving.body > 0.5)
         self._moving_region = tensor(region)
         keep = tensor(moving.inside)
-        if moving.lesion is not None:
-            keep = keep * erode(tensor(moving.lesion < 0.05), 2)
+        if moving.lesion_distance_mm is not None:
+            keep = keep * tensor(moving.lesion_distance_mm > 6.0)
         self._moving_keep = keep
         self._moving_value = tensor(moving.value)
         self._distance = tensor(moving.liver_distance_mm)
@@ -143,7 +156,9 @@ class Scorer:
         index = torch.from_numpy(np.moveaxis(self.moving.grid.world_to_index(points), -1, 0).astype(np.float32))[None]
 
         value = sample(self._moving_value, index)
-        region, keep = (sample(image, index, padding="zeros")[0, 0] for image in (self._moving_region, self._moving_keep))
+        region, keep = (
+            sample(image, index, padding="zeros")[0, 0] for image in (self._moving_region, self._moving_keep)
+        )
         difference = (self._mind(value) - self._fixed_mind[(..., *slices)]).square().mean(1)[0]
         volume_scale = _volume_scale(transform)  # fixed voxels -> moving volume
         weight = region * (keep > 0.99) * self._fixed_valid[slices]
@@ -185,11 +200,15 @@ def _mask_start(fixed: Scan, moving: Scan) -> Affine:
     def centroid(scan: Scan) -> np.ndarray:
         return scan.grid.index_to_world(np.argwhere(scan.liver_distance_mm < 0)[:, ::-1].mean(0))
 
-    return _fit_distances(fixed, moving, Affine.translation(centroid(moving) - centroid(fixed)), sitk.Euler3DTransform())
+    return _fit_distances(
+        fixed, moving, Affine.translation(centroid(moving) - centroid(fixed)), sitk.Euler3DTransform()
+    )
 
 
 # -- coarse search ------------------------------------------------------------------------------------------------
-def _search(fixed: Scan, moving: Scan, starts: list[Affine], seed: int, monitor: Monitor, keep: int = 3) -> list[Affine]:
+def _search(
+    fixed: Scan, moving: Scan, starts: list[Affine], seed: int, monitor: Monitor, keep: int = 3
+) -> list[Affine]:
     """The best few of many shifts and tilts by mutual information over points in and round the MRI's liver.
 
     Shifts along z are searched over everything that keeps the liver inside the CT, since the two volumes may show
@@ -204,7 +223,9 @@ def _search(fixed: Scan, moving: Scan, starts: list[Affine], seed: int, monitor:
     fixed_low, fixed_high = fixed.grid.corners().min(0), fixed.grid.corners().max(0)
 
     # Smooth the CT to the search's step so that a near miss still scores.
-    smooth = sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(fixed.grid.apply_to(sitk.GetImageFromArray(fixed.value)), 4.0))
+    smooth = sitk.GetArrayFromImage(
+        sitk.SmoothingRecursiveGaussian(fixed.grid.apply_to(sitk.GetImageFromArray(fixed.value)), 4.0)
+    )
     image = tensor(smooth)
 
     def score(angles_deg: np.ndarray, shift_mm: np.ndarray) -> np.ndarray:
@@ -229,7 +250,9 @@ def _search(fixed: Scan, moving: Scan, starts: list[Affine], seed: int, monitor:
                 shifts.append((body[0] + dx, body[1] + dy, z))
     for start in starts:
         given = start.inverse().transform_points(centre) - centre
-        shifts += [tuple(given + np.array(step)) for step in np.ndindex(3, 3, 3) for step in [15.0 * (np.array(step) - 1)]]
+        shifts += [
+            tuple(given + np.array(step)) for step in np.ndindex(3, 3, 3) for step in [15.0 * (np.array(step) - 1)]
+        ]
     shifts = np.asarray(shifts)
     quality = score(np.zeros_like(shifts), shifts)
     monitor.update(0.2)
@@ -284,7 +307,9 @@ def _sitk_image(array: np.ndarray, grid: Grid) -> sitk.Image:
     return grid.apply_to(sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.float32)))
 
 
-def _optimise(fixed: Scan, moving: Scan, start: Affine, transform: sitk.Transform, seed: int, monitor: Monitor) -> Affine:
+def _optimise(
+    fixed: Scan, moving: Scan, start: Affine, transform: sitk.Transform, seed: int, monitor: Monitor
+) -> Affine:
     """Mattes mutual information in the liver's neighbourhood, two resolutions.
 
     The MRI plays ITK's fixed image: it is the smaller one, and the metric's mask is the known liver's neighbourhood.
@@ -295,7 +320,15 @@ def _optimise(fixed: Scan, moving: Scan, start: Affine, transform: sitk.Transfor
     method.SetMetricFixedMask(moving.grid.apply_to(sitk.GetImageFromArray(mask.astype(np.uint8))))
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentagePerLevel([0.5, 0.25], seed % 2**31 + 1)
-    return _run(method, _sitk_image(moving.value, moving.grid), _sitk_image(fixed.value, fixed.grid), start, transform, moving, monitor)
+    return _run(
+        method,
+        _sitk_image(moving.value, moving.grid),
+        _sitk_image(fixed.value, fixed.grid),
+        start,
+        transform,
+        moving,
+        monitor,
+    )
 
 
 def _fit_distances(fixed: Scan, moving: Scan, start: Affine, transform: sitk.Transform) -> Affine:
@@ -361,4 +394,8 @@ def _affine_variants(fixed: Scan, moving: Scan, start: Affine, seed: int, monito
 
 def _plausible(transform: Affine) -> bool:
     scaling = np.linalg.svd(transform.matrix[:3, :3], compute_uv=False)
-    return bool(scaling.max() < _MAX_SCALING and scaling.min() > 1 / _MAX_SCALING and np.linalg.det(transform.matrix[:3, :3]) > 0)
+    return bool(
+        scaling.max() < _MAX_SCALING
+        and scaling.min() > 1 / _MAX_SCALING
+        and np.linalg.det(transform.matrix[:3, :3]) > 0
+    )

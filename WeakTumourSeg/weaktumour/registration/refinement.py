@@ -3,17 +3,24 @@
 The transform is  fixed -> moving  =  alignment o exp(v),  with v a stationary velocity field (Arsigny et al. 2006;
 Ashburner 2007) given by cubic B-spline coefficients on a coarse grid, then on finer ones. Adam minimises
 
-    mean of (MIND-SSC fixed - MIND-SSC moving)^2          where both images have tissue and no lesion
-  + distance between the livers' surfaces                 where both masks are known
-  + |grad v|^2 and |second derivatives of v|^2            much stiffer in the lesion
+    (MIND-SSC fixed - MIND-SSC moving)^2      where both images have tissue and no lesion
+  + distance between the livers' surfaces     where both masks are known; else
+    the MRI's liver on CT tissue unlike liver
+  + |grad v|^2, |second derivatives of v|^2   much stiffer in the lesion
+  + (div v)^2                                 in the liver, which hardly changes its volume
 
 A tumour that the CT does not show has no counterpart for its edge: compared all the same, the edge is squeezed away;
 merely left out of the comparison, the surroundings squeeze the hole shut. So the lesion and a rim are left out of the
 comparison *and* made nearly rigid, and move with the tissue around them.
+
+Three lattices share one corner: the working grid holds the images; its pooled version is where they are compared, at
+chosen points; every second of its nodes carry v during optimisation, which is smooth enough for that. The result is
+integrated on the working grid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +30,17 @@ import torch.nn.functional as F
 from ..deformation import Affine, DisplacementField, integrate, jacobian_determinant, sample, warp
 from ..progress import Monitor
 from ..volumes import Grid
-from .preparation import Scan, resample_affine, tensor
-from .similarity import erode, mind_ssc
+from .preparation import CT_WINDOW_HU, Scan, resample_affine, tensor
+from .similarity import CHANNELS, erode, mind_ssc
+
+_FADE_MM = 15.0  # over this distance the deformation falls to zero at the working grid's faces
+_INTEGRATION_STEPS = 4  # while optimising; the result takes more
+_SPARSE = 4  # far from the liver one in so many points is compared
 
 
 @dataclass(frozen=True)
 class Level:
-    """pooling: working voxels per voxel of this level's grid, along each axis. control_mm: B-spline knot distance."""
+    """pooling: working voxels per compared voxel along each axis. control_mm: B-spline knot distance."""
 
     pooling: int
     control_mm: float
@@ -38,22 +49,35 @@ class Level:
 
 @dataclass(frozen=True)
 class RefinementSettings:
-    """Weights are relative to the data term, whose value is about 0.05 to 0.15.
+    """All weights are relative to the data term, whose value is about 0.05 to 0.15 for each compared voxel.
 
     gradient, bending: raise them where the field tears at noise, lower them where organs stay misaligned.
+    incompressibility: raise it where the liver shrinks or swells. outside_liver: weight of what is further than
+    liver_region_mm from the liver; liver_stiffness: how much stiffer the liver is than what surrounds it, so that it
+    follows its own features rather than the spine and ribs that it slides along.
+    liver_tissue, liver_pull: see `unlike_liver`. mind_*: see `mind_ssc`.
     """
 
-    levels: tuple[Level, ...] = (Level(2, 32.0, 40), Level(2, 16.0, 50))
+    levels: tuple[Level, ...] = (
+        Level(2, 64.0, 20),
+        Level(2, 32.0, 25),
+        Level(2, 16.0, 35),
+        Level(2, 10.0, 20),
+    )
     learning_rate_mm: float = 0.6
-    gradient: float = 0.03
-    bending: float = 0.3
+    gradient: float = 0.001
+    bending: float = 0.005
+    incompressibility: float = 3.0
+    liver_stiffness: float = 9.0
     lesion_stiffness: float = 30.0
     lesion_rim_mm: float = 6.0
     lesion_stiff_rim_mm: float = 4.0
-    outside_liver: float = 0.5
-    liver_region_mm: float = 25.0
-    liver_distance: float = 0.05
-    mind_dilation: int = 2
+    outside_liver: float = 1.0
+    liver_region_mm: float = 12.0
+    liver_distance: float = 0.1
+    liver_tissue: float = 0.4
+    liver_pull: float = 0.6
+    mind_dilation: int = 1
     mind_radius: int = 1
 
 
@@ -61,53 +85,117 @@ class RefinementSettings:
 class Refinement:
     """field: the deformation within fixed space (before alignment is applied), LPS mm, on the working grid.
 
-    cost_before, cost_after: the label-free data term over the same voxels. min_jacobian: inside the body.
+    min_jacobian: the smallest determinant inside the body.
     """
 
     field: DisplacementField
-    cost_before: float
-    cost_after: float
     min_jacobian: float
 
-    @property
-    def improved(self) -> bool:
-        return self.cost_after < self.cost_before
+
+def refine(
+    fixed: Scan,
+    moving: Scan,
+    alignment: Affine,
+    settings: RefinementSettings,
+    *,
+    device: torch.device,
+    monitor: Monitor,
+) -> Refinement:
+    """Deform on top of an alignment. fixed and moving share their spacing (isotropic, mm)."""
+    problem = _Problem(fixed, moving, alignment, settings, device)
+    velocity = _Velocity(problem.grid, device)
+    total, done = sum(level.steps for level in settings.levels), 0
+    for level in settings.levels:
+        problem.optimise(velocity, level, lambda step, done=done: monitor.update((done + step) / total))
+        done += level.steps
+    displacement, min_jacobian = problem.diffeomorphic(velocity)
+    monitor.update(1.0)
+    field = (displacement * problem.spacing)[0].permute(1, 2, 3, 0).cpu().numpy()
+    return Refinement(DisplacementField(problem.grid, field), min_jacobian)
 
 
-def working_grid(fixed: Scan, moving: Scan, alignment: Affine, margin_mm: float = 24.0) -> Grid:
-    """Where CT and aligned MRI overlap, plus a margin in which the deformation fades out; sizes are even."""
+def working_grid(fixed: Scan, moving: Scan, alignment: Affine, multiple: int, margin_mm: float = 24.0) -> Grid:
+    """Where CT and aligned MRI overlap, plus a margin in which the deformation fades out.
+
+    Sizes are multiples of `multiple`.
+    """
     spacing = fixed.grid.spacing[0]
     body = moving.grid.index_to_world(np.argwhere(moving.body > 0.5)[::11, ::-1])
     placed = alignment.inverse().transform_points(body)
     low = np.maximum(placed.min(0), fixed.grid.corners(0).min(0))
     high = np.minimum(placed.max(0), fixed.grid.corners(0).max(0))
-    grid = Grid.around(np.stack((low, high)), spacing, margin_mm)
-    return grid.crop((0, 0, 0), tuple(n + n % 2 for n in grid.size))
+    grid = Grid.around(np.stack((low, np.maximum(low, high))), spacing, margin_mm)
+    return grid.crop((0, 0, 0), tuple(-(-n // multiple) * multiple for n in grid.size))
 
 
-def refine(
-    fixed: Scan, moving: Scan, alignment: Affine, settings: RefinementSettings, *, device: torch.device, monitor: Monitor
-) -> Refinement:
-    """Deform on top of an alignment. fixed and moving share their spacing (isotropic, mm)."""
-    problem = _Problem(fixed, moving, alignment, settings, device)
-    velocity = torch.zeros((1, 3, *problem.grid.shape), device=device)  # mm, on the working grid
-    total, done = sum(level.steps for level in settings.levels), 0
-    for level in settings.levels:
-        velocity = velocity + problem.optimise(level, velocity, lambda n, done=done: monitor.update((done + n) / total))
-        done += level.steps
-    displacement, min_jacobian = problem.diffeomorphic(velocity)
-    before, after = problem.cost(torch.zeros_like(displacement)), problem.cost(displacement)
-    monitor.update(1.0)
-    field = (displacement * problem.spacing)[0].permute(1, 2, 3, 0).cpu().numpy()
-    return Refinement(DisplacementField(problem.grid, field), before, after, min_jacobian)
+def unlike_liver(value: torch.Tensor, core: torch.Tensor, pull: float) -> torch.Tensor:
+    """How much a CT voxel speaks against liver: 1 for fat, lung or bone, -pull where it looks like this liver.
+
+    value: windowed CT; core: voxels that the alignment puts deep inside the liver. The MRI's liver is known, the CT's
+    is not, but the CT tells liver from fat and air. Without this, bright fat round the liver on the MRI passes for
+    liver, and the liver shrinks on the CT by the fat's thickness.
+    """
+    values = value[core]
+    if values.numel() < 50:
+        return torch.zeros_like(value)
+    centre = values.median()
+    spread = 1.48 * (values - centre).abs().median()
+    width = torch.clamp(2 * spread, min=25.0 / (CT_WINDOW_HU[1] - CT_WINDOW_HU[0]))
+    return 1 - (1 + pull) * torch.exp(-0.5 * ((value - centre) / width) ** 2)
+
+
+class _Velocity:
+    """v in mm as a sum of B-spline layers, to be evaluated on any lattice along the working grid's axes."""
+
+    def __init__(self, grid: Grid, device: torch.device) -> None:
+        self.spacing, self.device = grid.spacing[0], device
+        self.extent_mm = [(n - 1) * self.spacing for n in grid.shape]  # z, y, x
+        self.layers: list[tuple[torch.Tensor, float]] = []
+
+    def new_control(self, control_mm: float) -> torch.Tensor:
+        """(1, 3, knots z, y, x) zeros, to be optimised and added with `add`."""
+        knots = [int(np.ceil(extent / control_mm)) + 3 for extent in self.extent_mm]
+        return torch.zeros((1, 3, *knots), device=self.device)
+
+    def add(self, control: torch.Tensor, control_mm: float) -> None:
+        self.layers.append((control, control_mm))
+
+    def bases(self, positions: list[torch.Tensor], control_mm: float) -> list[torch.Tensor]:
+        """For each axis (nodes, knots): cubic B-spline weights, faded to zero at the grid's faces."""
+        result = []
+        for position, extent in zip(positions, self.extent_mm, strict=True):
+            knots = int(np.ceil(extent / control_mm)) + 3
+            distance = (position[:, None] / control_mm - (torch.arange(knots, device=self.device) - 1)[None]).abs()
+            near = 2 / 3 - distance**2 + distance**3 / 2
+            far = (2 - distance).clamp(min=0) ** 3 / 6
+            depth = torch.minimum(position, extent - position) / min(_FADE_MM, max(extent / 2, 1e-3))
+            fade = 0.5 - 0.5 * torch.cos(torch.pi * depth.clamp(0, 1))
+            result.append(fade[:, None] * torch.where(distance < 1, near, far))
+        return result
+
+    def on(self, positions: list[torch.Tensor]) -> torch.Tensor:
+        """(1, 3, z, y, x) mm on the lattice with these node positions (mm from the grid's first voxel centre)."""
+        total = torch.zeros((1, 3, *(len(p) for p in positions)), device=self.device)
+        for control, control_mm in self.layers:
+            total = total + _separable(control, self.bases(positions, control_mm))
+        return total
+
+
+def _separable(values: torch.Tensor, matrices: list[torch.Tensor]) -> torch.Tensor:
+    """(1, c, k, j, i) with one (new, old) matrix for each of z, y, x -> (1, c, z, y, x)."""
+    values = torch.einsum("bckji,xi->bckjx", values, matrices[2])
+    values = torch.einsum("bckjx,yj->bckyx", values, matrices[1])
+    return torch.einsum("bckyx,zk->bczyx", values, matrices[0])
 
 
 class _Problem:
     """Everything that stays the same during one refinement, on the working grid."""
 
-    def __init__(self, fixed: Scan, moving: Scan, alignment: Affine, settings: RefinementSettings, device: torch.device) -> None:
+    def __init__(
+        self, fixed: Scan, moving: Scan, alignment: Affine, settings: RefinementSettings, device: torch.device
+    ) -> None:
         self.settings, self.device = settings, device
-        self.grid = working_grid(fixed, moving, alignment)
+        self.grid = working_grid(fixed, moving, alignment, 2 * max(level.pooling for level in settings.levels))
         self.spacing = self.grid.spacing[0]
 
         def from_fixed(array: np.ndarray, outside: float | None = 0.0) -> torch.Tensor:
@@ -117,91 +205,137 @@ class _Problem:
             return resample_affine(tensor(array, device), moving.grid, self.grid, alignment, outside=outside)
 
         mind = {"dilation": settings.mind_dilation, "radius": settings.mind_radius}
-        reach = settings.mind_dilation + settings.mind_radius
-        self.fixed_features = mind_ssc(from_fixed(fixed.value, None), **mind)
+        fixed_value = from_fixed(fixed.value, None)
+        self.fixed_features = mind_ssc(fixed_value, **mind)
         self.moving_features = mind_ssc(from_moving(moving.value, None), **mind)
         self.body = from_fixed(fixed.body)
-        fixed_valid = erode((from_fixed(fixed.inside) > 0.99).float(), 1)
-        self.moving_valid = erode((from_moving(moving.inside) > 0.99).float(), min(reach, 2)) * from_moving(moving.body)
-        distance = from_moving(moving.liver_distance_mm, None)
-        near = torch.sigmoid((settings.liver_region_mm - distance) / 4.0)
-        self.moving_weight = self.moving_valid * (settings.outside_liver + (1 - settings.outside_liver) * near)
-        self.fixed_weight = fixed_valid * (0.1 + 0.9 * self.body)
-        self.stiffness = torch.ones_like(self.body)
-        if moving.lesion is not None:
-            lesion = from_moving(moving.lesion)
-            self.moving_weight = self.moving_weight * (1 - _dilate(lesion, settings.lesion_rim_mm / self.spacing))
-            self.stiffness = 1 + settings.lesion_stiffness * _dilate(lesion, settings.lesion_stiff_rim_mm / self.spacing)
-        self.distances = None
-        if fixed.liver_distance_mm is not None:
-            self.distances = (from_fixed(fixed.liver_distance_mm, None), distance)
-        self.fade = _fade(self.grid.shape, max(3, round(12.0 / self.spacing)), device)
+        self.fixed_weight = erode((from_fixed(fixed.inside) > 0.99).float(), 1) * (0.1 + 0.9 * self.body)
 
-    def optimise(self, level: Level, start: torch.Tensor, report) -> torch.Tensor:
-        """The velocity (mm, working grid) to be added to `start` after this level's steps."""
+        distance = from_moving(moving.liver_distance_mm, None)
+        self.liver = torch.sigmoid(-distance / 2.0)
+        self.near_liver = (distance < settings.liver_region_mm + 15.0).float()
+        region = torch.sigmoid((settings.liver_region_mm - distance) / 4.0)
+        valid = erode((from_moving(moving.inside) > 0.99).float(), 2)
+        self.moving_weight = valid * (settings.outside_liver + (1 - settings.outside_liver) * region)
+        self.stiffness = 1 + settings.liver_stiffness * torch.sigmoid((3.0 - distance) / 2.0)
+        if moving.lesion_distance_mm is not None:
+            lesion = from_moving(moving.lesion_distance_mm, None)
+            self.moving_weight = self.moving_weight * torch.sigmoid((lesion - settings.lesion_rim_mm) / 0.7)
+            stiff = torch.sigmoid((settings.lesion_stiff_rim_mm - lesion) / 0.7)
+            self.stiffness = self.stiffness * (1 + settings.lesion_stiffness * stiff)
+
+        # What is known of the CT's liver: its mask, or at least what cannot be liver.
+        if fixed.liver_distance_mm is not None:
+            self.surface = (from_fixed(fixed.liver_distance_mm, None), distance)
+            self.unlike = torch.zeros_like(self.body)
+        else:
+            self.surface = None
+            self.unlike = unlike_liver(fixed_value, (distance < -8.0) & (self.moving_weight > 0.9), settings.liver_pull)
+
+    def optimise(self, velocity: _Velocity, level: Level, report: Callable[[int], None]) -> None:
+        """Add a layer of B-splines to the velocity."""
         s, pool = self.settings, level.pooling
         shape = tuple(n // pool for n in self.grid.shape)
-        spacing = self.spacing * pool
+        compared = [
+            (torch.arange(n, device=self.device) + 0.5) * pool * self.spacing - 0.5 * self.spacing for n in shape
+        ]
+        carried = [
+            (torch.arange(n // 2, device=self.device) + 0.5) * 2 * pool * self.spacing - 0.5 * self.spacing
+            for n in shape
+        ]
+        spacing = 2 * pool * self.spacing  # of the lattice that carries the velocity
+        to_compared = [_linear_matrix(c, a) for c, a in zip(carried, compared, strict=True)]
 
-        def pooled(image: torch.Tensor) -> torch.Tensor:
-            return F.avg_pool3d(image, pool) if pool > 1 else image
-
-        fixed_features, moving_features = pooled(self.fixed_features), pooled(self.moving_features)
-        fixed_weight, moving_weight, fade = pooled(self.fixed_weight), pooled(self.moving_weight), pooled(self.fade)
-        stiffness, base = pooled(self.stiffness), pooled(start)
-        distances = None if self.distances is None else tuple(map(pooled, self.distances))
-        bases = [_bspline_basis(n, spacing, level.control_mm, self.device) for n in shape]
-        control = torch.zeros((1, 3, *(b.shape[1] for b in bases)), device=self.device, requires_grad=True)
+        data = _Comparison(self, pool, compared)
+        stiffness, liver = (F.avg_pool3d(image, 2 * pool) for image in (self.stiffness, self.liver))
+        base, bases = velocity.on(carried), velocity.bases(carried, level.control_mm)
+        control = velocity.new_control(level.control_mm).requires_grad_(True)
         optimiser = _Adam(control)
         for step in range(level.steps):
-            velocity = base + fade * _bspline(control, bases)
-            displacement = integrate(velocity / spacing, steps=5)
+            v = base + _separable(control, bases)
+            displacement = integrate(v / spacing, steps=_INTEGRATION_STEPS) * spacing  # mm
             with torch.no_grad():
-                seen = fixed_weight * warp(moving_weight, displacement, padding="zeros")
-                stiff = warp(stiffness, displacement)
-            difference = (warp(moving_features, displacement) - fixed_features).square().mean(1, keepdim=True)
-            loss = (seen * difference).sum() / seen.sum().clamp(min=1.0)
-            loss = loss + _roughness(velocity, spacing, stiff, s.gradient, s.bending)
-            if distances is not None:
-                known, moving = distances
-                band = (known.abs() < 12).float()
-                gap = F.smooth_l1_loss(warp(moving, displacement) / 5, known / 5, reduction="none", beta=0.5)
-                loss = loss + s.liver_distance * (band * gap).sum() / band.sum().clamp(min=1.0)
+                stiff, organ = (warp(image, displacement / spacing) for image in (stiffness, liver))
+            loss, weight = data(_separable(displacement, to_compared))
+            # The sums run over fewer, larger voxels than the comparison.
+            loss = loss + 8 * _roughness(v, spacing, stiff, s.gradient, s.bending)
+            loss = loss + 8 * s.incompressibility * _divergence(v, spacing, organ)
             # The rate falls over the second half, so that the last steps settle.
-            optimiser.step(loss, s.learning_rate_mm * min(1.0, 2.0 * (1 - step / level.steps) + 0.1))
+            rate = s.learning_rate_mm * min(1.0, 2.0 * (1 - step / level.steps) + 0.1)
+            optimiser.step(loss / weight.clamp(min=1.0), rate)
             report(step + 1)
-        with torch.no_grad():
-            added = fade * _bspline(control, bases)
-            return F.interpolate(added, size=self.grid.shape, mode="trilinear", align_corners=False) if pool > 1 else added
+        velocity.add(control.detach(), level.control_mm)
 
     @torch.no_grad()
-    def diffeomorphic(self, velocity: torch.Tensor, floor: float = 0.05) -> tuple[torch.Tensor, float]:
+    def diffeomorphic(self, velocity: _Velocity, floor: float = 0.05) -> tuple[torch.Tensor, float]:
         """Displacement in voxels whose Jacobian determinant is positive everywhere inside the body, and its minimum.
 
-        exp(v) of a smooth v is invertible; its sampled form can still fold where v is steep, so v is smoothed until
-        the smallest determinant exceeds the floor.
+        exp(v) of a smooth v is invertible; its sampled form can still fold where v is steep, so v is smoothed round
+        such places until the smallest determinant exceeds the floor.
         """
+        v = velocity.on([torch.arange(n, device=self.device) * self.spacing for n in self.grid.shape])
         for _ in range(12):
-            displacement = integrate(velocity / self.spacing, steps=7)
+            displacement = integrate(v / self.spacing, steps=7)
             determinant = jacobian_determinant(displacement)[0]
             smallest = float(determinant[self.body[0, 0] > 0.5].min())
             if smallest > floor:
                 break
-            velocity = _smooth(velocity)
+            steep = F.max_pool3d((determinant < 2 * floor).float()[None], 9, stride=1, padding=4)
+            smooth = F.avg_pool3d(F.pad(v, (2,) * 6, mode="replicate"), 5, stride=1)
+            v = v + F.avg_pool3d(steep, 5, stride=1, padding=2) * (smooth - v)
         return displacement, smallest
 
-    @torch.no_grad()
-    def cost(self, displacement: torch.Tensor) -> float:
-        """The data term on the working grid, over voxels that have a counterpart with and without the deformation."""
-        keep = (self.moving_valid > 0.5).float()
-        seen = self.fixed_weight * self.moving_weight * warp(self.moving_weight, displacement, padding="zeros")
-        seen = seen * keep
-        difference = (warp(self.moving_features, displacement) - self.fixed_features).square().mean(1, keepdim=True)
-        return float((seen * difference).sum() / seen.sum().clamp(min=1.0))
+
+class _Comparison:
+    """The terms that look at the images, at the points of a pooled lattice that matter."""
+
+    def __init__(self, problem: _Problem, pool: int, positions: list[torch.Tensor]) -> None:
+        def pooled(image: torch.Tensor) -> torch.Tensor:
+            return F.avg_pool3d(image, pool) if pool > 1 else image
+
+        self.settings = problem.settings
+        self.spacing = pool * problem.spacing
+        weight, near = pooled(problem.fixed_weight), pooled(problem.near_liver) > 0
+        z, y, x = torch.meshgrid(*(torch.arange(n, device=problem.device) for n in weight.shape[2:]), indexing="ij")
+        sparse = (z + 2 * (y + 2 * x)) % _SPARSE == 0
+        chosen = ((weight[0, 0] > 0.05) & (near[0, 0] | sparse)).reshape(-1).nonzero()[:, 0]
+        # sample() shares points out over threads along the first axis.
+        threads = torch.get_num_threads() if problem.device.type == "cpu" else 1
+        self.points = chosen[: len(chosen) // threads * threads]
+        self.layout = (threads, 1, len(self.points) // threads)
+        self.start = torch.stack((x, y, z)).reshape(3, -1)[:, self.points].float()
+        multiplicity = torch.where(near.reshape(-1)[self.points], 1.0, float(_SPARSE))
+        self.fixed_weight = self._at_points(weight)[0] * multiplicity
+        self.fixed_features = self._at_points(pooled(problem.fixed_features))
+        self.unlike = self._at_points(pooled(problem.unlike))[0] * multiplicity
+        channels = [problem.moving_features, problem.moving_weight, problem.liver]
+        self.surface = None
+        if problem.surface is not None:
+            known, moving = problem.surface
+            self.surface = self._at_points(pooled(known))[0]
+            channels.append(moving)
+        self.moving = pooled(torch.cat(channels, 1))
+
+    def _at_points(self, image: torch.Tensor) -> torch.Tensor:
+        return image.reshape(image.shape[1], -1)[:, self.points]
+
+    def __call__(self, displacement_mm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """displacement on the pooled lattice -> summed cost, summed weight."""
+        s = self.settings
+        place = self.start + self._at_points(displacement_mm) / self.spacing
+        values = sample(self.moving, place.reshape(1, 3, *self.layout))[0].reshape(self.moving.shape[1], -1)
+        weight = self.fixed_weight * values[CHANNELS].detach()
+        difference = (values[:CHANNELS] - self.fixed_features).square().mean(0)
+        cost = (weight * difference).sum() + s.liver_tissue * (self.unlike * values[CHANNELS + 1]).sum()
+        if self.surface is not None:
+            band = (self.surface.abs() < 12) | (values[CHANNELS + 2].detach().abs() < 12)
+            gap = F.smooth_l1_loss(values[CHANNELS + 2] / 5, self.surface / 5, reduction="none", beta=0.5)
+            cost = cost + s.liver_distance * (band * self.fixed_weight * gap).sum()
+        return cost, weight.sum()
 
 
 class _Adam:
-    """Kingma and Ba 2015, for one tensor. torch.optim pulls in torch's compiler, seconds that a clinician would wait."""
+    """Kingma and Ba 2015, for one tensor. torch.optim pulls in torch's compiler: seconds that a clinician waits."""
 
     def __init__(self, parameter: torch.Tensor, beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.parameter, self.beta1, self.beta2, self.count = parameter, beta1, beta2, 0
@@ -218,74 +352,38 @@ class _Adam:
 
 
 # -- pieces -------------------------------------------------------------------------------------------------------
-def _bspline_basis(voxels: int, spacing: float, control_mm: float, device: torch.device) -> torch.Tensor:
-    """(voxels, knots): cubic B-spline weights of each knot at each voxel centre of one axis."""
-    position = torch.arange(voxels, dtype=torch.float32, device=device) * spacing / control_mm
-    knots = int(np.ceil((voxels - 1) * spacing / control_mm)) + 3
-    distance = (position[:, None] - (torch.arange(knots, device=device) - 1)[None]).abs()
-    near = 2 / 3 - distance**2 + distance**3 / 2
-    far = (2 - distance).clamp(min=0) ** 3 / 6
-    return torch.where(distance < 1, near, far)
+def _linear_matrix(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """(new, old) weights of linear interpolation between evenly spaced positions, continued beyond the ends."""
+    step = float(old[1] - old[0]) if len(old) > 1 else 1.0
+    index = ((new - old[0]) / step).clamp(0, len(old) - 1)
+    return (1 - (index[:, None] - torch.arange(len(old), device=old.device)[None]).abs()).clamp(min=0)
 
 
-def _bspline(control: torch.Tensor, bases: list[torch.Tensor]) -> torch.Tensor:
-    """(1, 3, knots...) -> (1, 3, z, y, x), one axis after the other."""
-    value = torch.einsum("bcijk,xk->bcijx", control, bases[2])
-    value = torch.einsum("bcijx,yj->bciyx", value, bases[1])
-    return torch.einsum("bciyx,zi->bczyx", value, bases[0])
-
-
-def _roughness(velocity: torch.Tensor, spacing: float, weight: torch.Tensor, gradient: float, bending: float) -> torch.Tensor:
-    """Weighted means of |grad v|^2 (mm/mm) and of the squared second derivatives, times 10 mm squared (unit free)."""
+def _roughness(
+    velocity: torch.Tensor, spacing: float, weight: torch.Tensor, gradient: float, bending: float
+) -> torch.Tensor:
+    """Weighted sums of |grad v|^2 (mm/mm) and of the squared second derivatives, times 10 mm squared (unit free)."""
     total = velocity.new_zeros(())
     for axis in (2, 3, 4):
         first = torch.diff(velocity, dim=axis) / spacing
         local = weight.narrow(axis, 0, weight.shape[axis] - 1)
-        total = total + gradient * (local * first.square().sum(1, keepdim=True)).mean()
+        total = total + gradient * (local * first.square()).sum()
         for other in range(axis, 5):
             second = torch.diff(first, dim=other) / spacing
             place = local.narrow(other, 0, second.shape[other])
             factor = 1.0 if other == axis else 2.0
-            total = total + bending * factor * 100.0 * (place * second.square().sum(1, keepdim=True)).mean()
+            total = total + bending * factor * 100.0 * (place * second.square()).sum()
     return total
 
 
-def _dilate(mask: torch.Tensor, voxels: float) -> torch.Tensor:
-    """A soft mask grown by a ball of this radius (voxels, fractions allowed)."""
-    reach = int(np.ceil(voxels))
-    if reach < 1:
-        return mask
-    grown = mask
-    offsets = range(-reach, reach + 1)
-    padded = F.pad(mask, (reach,) * 6)
-    z, y, x = mask.shape[2:]
-    for dz in offsets:
-        for dy in offsets:
-            for dx in offsets:
-                # A linear shoulder of one voxel makes the radius continuous.
-                share = voxels + 0.5 - float(np.sqrt(dz * dz + dy * dy + dx * dx))
-                if share > 0:
-                    part = padded[:, :, reach + dz : reach + dz + z, reach + dy : reach + dy + y, reach + dx : reach + dx + x]
-                    grown = torch.maximum(grown, part * min(1.0, share))
-    return grown
-
-
-def _smooth(velocity: torch.Tensor) -> torch.Tensor:
-    for axis in range(3):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 3, 1
-        velocity = F.avg_pool3d(velocity, kernel, stride=1, padding=padding, count_include_pad=False)
-    return velocity
-
-
-def _fade(shape: tuple[int, int, int], width: int, device: torch.device) -> torch.Tensor:
-    """1 inside, falling smoothly to 0 at the grid's faces over `width` voxels."""
-    ramps = []
-    for n in shape:
-        position = torch.arange(n, dtype=torch.float32, device=device)
-        depth = torch.minimum(position, n - 1 - position) / min(width, max(1, n // 2))
-        ramps.append(0.5 - 0.5 * torch.cos(torch.pi * depth.clamp(0, 1)))
-    return (ramps[0][:, None, None] * ramps[1][None, :, None] * ramps[2][None, None, :])[None, None]
+def _divergence(velocity: torch.Tensor, spacing: float, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of the squared divergence: the rate at which volume changes."""
+    z, y, x = (n - 1 for n in velocity.shape[2:])
+    core = velocity[:, :, :z, :y, :x]
+    along_x = velocity[:, 0, :z, :y, 1:] - core[:, 0]
+    along_y = velocity[:, 1, :z, 1:, :x] - core[:, 1]
+    along_z = velocity[:, 2, 1:, :y, :x] - core[:, 2]
+    return (weight[:, 0, :z, :y, :x] * ((along_x + along_y + along_z) / spacing).square()).sum()
 
 
 def combine(alignment: Affine, refinement: DisplacementField | None, grid: Grid) -> DisplacementField:
@@ -293,11 +391,12 @@ def combine(alignment: Affine, refinement: DisplacementField | None, grid: Grid)
     if refinement is None:
         return DisplacementField.of(alignment, grid)
     displacement = np.empty((*grid.shape, 3))
-    field = torch.from_numpy(np.ascontiguousarray(np.moveaxis(refinement.displacement_mm, -1, 0), dtype=np.float32))[None]
+    moved_by = np.moveaxis(refinement.displacement_mm, -1, 0)
+    field = torch.from_numpy(np.ascontiguousarray(moved_by, dtype=np.float32))[None]
     for z in range(0, grid.shape[0], 16):
         rows = slice(z, min(z + 16, grid.shape[0]))
         points = grid.crop((0, 0, z), (*grid.size[:2], rows.stop - z)).points()
         index = torch.from_numpy(np.moveaxis(refinement.grid.world_to_index(points), -1, 0).astype(np.float32))[None]
-        moved = sample(field, index, padding="zeros")[0]
-        displacement[rows] = alignment.transform_points(points + np.moveaxis(moved.numpy(), 0, -1).astype(np.float64)) - points
+        moved = np.moveaxis(sample(field, index, padding="zeros")[0].numpy(), 0, -1).astype(np.float64)
+        displacement[rows] = alignment.transform_points(points + moved) - points
     return DisplacementField(grid, displacement)

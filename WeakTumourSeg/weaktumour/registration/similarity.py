@@ -24,7 +24,8 @@ def mind_ssc(image: torch.Tensor, *, dilation: int = 2, radius: int = 1) -> torc
     """Self-similarity context of an image on an isotropic grid.
 
     image: (1, 1, z, y, x), any intensity scale. dilation: distance in voxels from the centre to the compared patches;
-    larger sees larger structures. radius: patches are cubes of 2 * radius + 1 voxels. Returns (1, 12, z, y, x) in (0, 1].
+    larger sees larger structures. radius: patches are cubes of 2 * radius + 1 voxels.
+    Returns (1, 12, z, y, x) in (0, 1].
     """
     size = image.shape[2:]
     padded = F.pad(image, (dilation,) * 6, mode="replicate")
@@ -45,14 +46,17 @@ def mind_ssc(image: torch.Tensor, *, dilation: int = 2, radius: int = 1) -> torc
 
 
 def _box_mean(image: torch.Tensor, radius: int) -> torch.Tensor:
-    # Three one-dimensional passes cost less than one cubic one; borders average what is there.
-    for axis in range(3):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 2 * radius + 1, radius
-        image = F.avg_pool3d(image, kernel, stride=1, padding=padding, count_include_pad=False)
-    return image
+    """Mean over cubes of 2 * radius + 1 voxels, the border continued; sums of shifted slices, axis by axis."""
+    for axis in (2, 3, 4):
+        padding = [0] * 6
+        padding[2 * (4 - axis)] = padding[2 * (4 - axis) + 1] = radius
+        padded, size = F.pad(image, padding, mode="replicate"), image.shape[axis]
+        image = padded.narrow(axis, 0, size).clone()
+        for shift in range(1, 2 * radius + 1):
+            image += padded.narrow(axis, shift, size)
+    return image.div_((2 * radius + 1) ** 3)
 
 
 def erode(mask: torch.Tensor, voxels: int) -> torch.Tensor:
-    """mask (1, 1, z, y, x) in [0, 1] -> 1 only where the whole cube of 2 * voxels + 1 is 1; beyond the grid counts as 0."""
+    """mask (1, 1, z, y, x) in [0, 1] -> 1 only where the whole cube of 2 * voxels + 1 is 1; beyond the grid is 0."""
     return 1 - F.max_pool3d(F.pad(1 - mask, (voxels,) * 6, value=1.0), 2 * voxels + 1, stride=1)
