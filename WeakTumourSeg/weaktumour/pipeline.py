@@ -104,24 +104,25 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
             registration = _align(inputs, stages, arguments.seed, monitor)
         with monitor.stage("refinement"):
             registration = _refine(inputs, registration, stages, preset, device, monitor)
+        transform, initial = (in_world(field, inputs) for field in (registration.transform, registration.initial))
         with monitor.stage("propagation"):
-            labels = propagate_labels(inputs.labels, registration.transform, inputs.ct.grid, monitor)
-            mr_on_ct = resample_mr(inputs.mr, registration.transform, inputs.ct.grid)
+            labels = propagate_labels(inputs.labels, transform, inputs.ct.grid, monitor)
+            mr_on_ct = resample_mr(inputs.mr, transform, inputs.ct.grid)
         with monitor.stage("write"):
-            _write_volumes(folder, labels, mr_on_ct, registration.transform, monitor)
+            _write_volumes(folder, labels, mr_on_ct, transform, monitor)
             content = _describe(arguments, inputs, registration, labels, preset, stages, device, monitor)
         with monitor.stage("report"):
-            before = propagate_labels(inputs.labels, registration.initial, inputs.ct.grid, monitor)
+            before = propagate_labels(inputs.labels, initial, inputs.ct.grid, monitor)
             write_report(
                 folder / "report.html",
                 ReportData(
                     ct=inputs.ct,
-                    mr_before=resample_mr(inputs.mr, registration.initial, inputs.ct.grid),
+                    mr_before=resample_mr(inputs.mr, initial, inputs.ct.grid),
                     mr_after=mr_on_ct,
                     labels=labels.labels.volume,
                     labels_before=before.labels.volume,
                     label_names={label.value: label.name for label in labels.labels.labels},
-                    field=registration.transform,
+                    field=transform,
                     result=content,
                 ),
             )
@@ -141,6 +142,28 @@ class Inputs:
     labels: LabelMap
     ct_liver: Volume | None
     initial: Affine
+
+    @property
+    def ct_frame(self) -> np.ndarray:
+        """(4, 4): from a frame whose axes are the CT's (in the order nearest to LPS) to the world."""
+        frame = np.eye(4)
+        frame[:3, :3] = self.ct.along_patient_axes().grid.axes
+        return frame
+
+    def in_ct_frame(self) -> Inputs:
+        """Everything turned so that the CT lies straight: an oblique CT registers exactly like a straight one."""
+        from_world = np.linalg.inv(self.ct_frame)
+
+        def turned(volume: Volume) -> Volume:
+            return Volume(volume.array, volume.grid.moved(from_world))
+
+        return Inputs(
+            turned(self.mr),
+            turned(self.ct),
+            LabelMap(turned(self.labels.volume), self.labels.labels),
+            None if self.ct_liver is None else turned(self.ct_liver),
+            Affine(from_world @ self.initial.matrix @ self.ct_frame),
+        )
 
 
 def _check_settings(arguments: RegisterArguments) -> tuple[Preset, tuple[str, ...], torch.device]:
@@ -204,7 +227,10 @@ def _read_ct_liver(path: str, ct: Volume) -> Volume:
 # -- registration -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Registered:
-    """transform: CT point -> MRI point on the result's field grid. initial: the same without registration."""
+    """transform: CT point -> MRI point on the result's field grid. initial: the same without registration.
+
+    All of it in the CT's frame; `in_world` turns a field back.
+    """
 
     alignment: Alignment
     candidates: list[results.Candidate]
@@ -216,6 +242,12 @@ class Registered:
     moving: Scan
     score_before: float
     score: float
+
+
+def in_world(field: DisplacementField, inputs: Inputs) -> DisplacementField:
+    """A field of the CT's frame in world coordinates."""
+    frame = inputs.ct_frame
+    return DisplacementField(field.grid.moved(frame), field.displacement_mm @ frame[:3, :3].T)
 
 
 def field_grid(ct: Grid) -> Grid:
@@ -239,6 +271,7 @@ def _scans(inputs: Inputs, spacing_mm: float) -> tuple[Scan, Scan]:
 
 
 def _align(inputs: Inputs, stages: tuple[str, ...], seed: int, monitor: Monitor) -> Registered:
+    inputs = inputs.in_ct_frame()
     fixed, moving = _scans(inputs, ALIGNMENT_SPACING_MM)
     scorer = Scorer(fixed, moving)
     before = scorer(inputs.initial)
@@ -268,7 +301,7 @@ def _refine(
 ) -> Registered:
     if "refinement" not in stages:
         return start
-    fixed, moving = _scans(inputs, preset.spacing_mm)
+    fixed, moving = _scans(inputs.in_ct_frame(), preset.spacing_mm)
     refinement = refine(fixed, moving, start.alignment.transform, preset.refinement, device=device, monitor=monitor)
     transform = combine(start.alignment.transform, refinement.field, start.transform.grid)
     score = start.scorer(transform)

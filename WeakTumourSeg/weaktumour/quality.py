@@ -10,7 +10,7 @@ from .registration.preparation import Scan
 from .result import Displacement, Jacobian, RunVerdict
 
 # The self-similarity cost relative to unrelated tissue: matching livers come out well below, see Scorer.
-DOUBTFUL_SCORE = 0.85
+DOUBTFUL_SCORE = 0.75
 DOUBTFUL_OVERLAP = 0.6
 
 

@@ -146,17 +146,23 @@ class Grid:
         slices = tuple(slice(int(a), int(b) + 1) for a, b in zip(low[::-1], high[::-1], strict=True))
         return self.crop(tuple(low), tuple(high - low + 1)), slices
 
-    @staticmethod
-    def around(points_mm: np.ndarray, spacing_mm: float, margin_mm: float = 0.0) -> Grid:
-        """An isotropic grid along the patient axes (LPS) that covers the points plus a margin.
+    def moved(self, motion: np.ndarray) -> Grid:
+        """The same lattice after a rigid motion (4, 4) of the world."""
+        origin = motion[:3, :3] @ np.asarray(self.origin) + motion[:3, 3]
+        return Grid(self.size, self.spacing, tuple(origin), (motion[:3, :3] @ self.axes).ravel())
 
-        Its voxel centres lie on multiples of the spacing, so that it does not depend on how an input was stored.
+    @staticmethod
+    def around(points_mm: np.ndarray, spacing_mm: float, margin_mm: float = 0.0, like: Grid | None = None) -> Grid:
+        """An isotropic grid along the axes of `like` (by default LPS) that covers the points and a margin.
+
+        Counted from the origin of `like`, its voxel centres lie on multiples of the spacing.
         """
-        points = np.asarray(points_mm, dtype=float).reshape(-1, 3)
+        axes, origin = (np.eye(3), np.zeros(3)) if like is None else (like.axes, np.asarray(like.origin))
+        points = (np.asarray(points_mm, dtype=float).reshape(-1, 3) - origin) @ axes  # along the axes
         low = np.floor((points.min(0) - margin_mm) / spacing_mm + 1e-6)
         high = np.ceil((points.max(0) + margin_mm) / spacing_mm - 1e-6)
         size = np.maximum(high - low + 1, 1).astype(int)
-        return Grid(tuple(size), (spacing_mm,) * 3, tuple(low * spacing_mm))
+        return Grid(tuple(size), (spacing_mm,) * 3, tuple(origin + axes @ (low * spacing_mm)), axes.ravel())
 
     # -- ITK ----------------------------------------------------------------------------------------------------
     @staticmethod
@@ -189,6 +195,12 @@ class Volume:
     def to_image(self) -> sitk.Image:
         array = self.array.astype(np.uint8) if self.array.dtype == bool else self.array
         return self.grid.apply_to(sitk.GetImageFromArray(array))
+
+    def along_patient_axes(self) -> Volume:
+        """The same voxels in the storage order nearest to LPS, so that no result depends on how a file was stored."""
+        image = self.to_image()
+        oriented = sitk.DICOMOrient(image, "LPS")
+        return self if Grid.of(oriented).same_as(self.grid) else Volume.from_image(oriented)
 
     def resample_to(self, grid: Grid, *, outside: float = 0.0, antialias: bool = True) -> Volume:
         """Linear interpolation onto another grid, float32; voxels beyond this volume get `outside`.

@@ -18,7 +18,7 @@ from ..deformation import Affine, DisplacementField, sample
 from ..errors import InputError
 from ..progress import Monitor
 from ..volumes import Grid
-from .preparation import Scan, tensor
+from .preparation import Scan, tensor, unlike_liver
 from .similarity import erode, mind_ssc
 
 LIVER_REGION_MM = 20.0  # the neighbourhood of the liver that alignment looks at
@@ -95,7 +95,7 @@ _NOTHING_SHARED = (
     "MRI and CT share no anatomy that alignment could find: check that both show the liver of the same patient, "
     "or give --initial-transform."
 )
-NO_SIMILARITY = 0.97
+NO_SIMILARITY = 0.85
 
 
 def _distinct(candidates: list[Candidate], moving: Scan, tolerance_mm: float = 6.0) -> list[Candidate]:
@@ -115,12 +115,14 @@ class Scorer:
 
     0 would be identical neighbourhoods, 1 is what unrelated ones give. Liver neighbourhood that falls outside the CT
     counts as unrelated, so that an alignment cannot win by looking away. Where both liver masks are known, their mean
-    distance (over 10 mm) is added. Lesions and a rim are left out.
+    distance (over 10 mm) is added; else half the share of the MRI's liver that lands on CT tissue unlike liver. Lesions
+    and a rim are left out.
     """
 
     def __init__(self, fixed: Scan, moving: Scan) -> None:
         self.fixed, self.moving = fixed, moving
-        self._fixed_mind = self._mind(tensor(fixed.value))
+        self._fixed_value = tensor(fixed.value)
+        self._fixed_mind = self._mind(self._fixed_value)
         self._fixed_valid = erode(tensor(fixed.inside), 1)[0, 0]
         region = (moving.liver_distance_mm < LIVER_REGION_MM) & (moving.body > 0.5)
         self._moving_region = tensor(region)
@@ -173,6 +175,11 @@ class Scorer:
             band = ((known.abs() < 5) | (distance.abs() < 5)) & (keep > 0.5)
             if band.any():
                 score += float((distance - known)[band].abs().mean()) / 10.0
+        else:
+            distance = sample(self._distance, index)
+            covered = self._fixed_valid[slices][None, None] * (keep > 0.5) * (distance < 0)
+            against = unlike_liver(self._fixed_value[(..., *slices)], covered * (distance < -8) > 0, pull=0.0)
+            score += 0.5 * float((covered * against).sum() / covered.sum().clamp(min=1.0))
         return score
 
     @staticmethod
@@ -220,7 +227,8 @@ def _search(
     points = moving.grid.index_to_world(region[:, ::-1])
     moving_bin = _bins(torch.from_numpy(moving.value[tuple(region.T)]))
     centre = points.mean(0)
-    fixed_low, fixed_high = fixed.grid.corners().min(0), fixed.grid.corners().max(0)
+    axes = fixed.grid.axes  # shifts and tilts go along and about the CT's axes
+    in_ct = (fixed.grid.corners() - centre) @ axes
 
     # Smooth the CT to the search's step so that a near miss still scores.
     smooth = sitk.GetArrayFromImage(
@@ -232,7 +240,7 @@ def _search(
         """angles (n, 3) about x, y, z through the liver's centre, shift (n, 3) of that centre, MRI -> CT."""
         results = []
         for angle, shift in zip(angles_deg, shift_mm, strict=True):
-            placed = (points - centre) @ _rotation(angle).T + centre + shift
+            placed = (points - centre) @ (axes @ _rotation(angle) @ axes.T).T + centre + axes @ shift
             index = torch.from_numpy(fixed.grid.world_to_index(placed).astype(np.float32))
             unit = index / (torch.tensor(fixed.grid.size, dtype=torch.float32) - 1).clamp(min=1) * 2 - 1
             values = torch.nn.functional.grid_sample(image, unit.reshape(1, 1, 1, -1, 3), align_corners=True).ravel()
@@ -241,18 +249,14 @@ def _search(
         return np.asarray(results)
 
     shifts = []
-    body = starts[1].inverse().transform_points(centre) - centre  # sideways from the body centroids
-    low = fixed_low - centre + np.array([0, 0, -20.0])
-    high = fixed_high - centre + np.array([0, 0, 20.0])
-    for z in np.arange(low[2], high[2], 15.0):
+    body = (starts[1].inverse().transform_points(centre) - centre) @ axes  # sideways from the body centroids
+    for z in np.arange(in_ct[:, 2].min() - 20, in_ct[:, 2].max() + 20, 15.0):
         for dy in (-30.0, 0.0, 30.0):
             for dx in (-30.0, 0.0, 30.0):
                 shifts.append((body[0] + dx, body[1] + dy, z))
     for start in starts:
-        given = start.inverse().transform_points(centre) - centre
-        shifts += [
-            tuple(given + np.array(step)) for step in np.ndindex(3, 3, 3) for step in [15.0 * (np.array(step) - 1)]
-        ]
+        given = (start.inverse().transform_points(centre) - centre) @ axes
+        shifts += [tuple(given + 15.0 * (np.array(step) - 1)) for step in np.ndindex(3, 3, 3)]
     shifts = np.asarray(shifts)
     quality = score(np.zeros_like(shifts), shifts)
     monitor.update(0.2)
@@ -276,8 +280,8 @@ def _search(
                 angle, shift = angle + moves[values.argmax(), :3], shift + moves[values.argmax(), 3:]
         monitor.update(0.2 + 0.2 * (number + 1) / len(chosen))
         matrix = np.eye(4)
-        matrix[:3, :3] = _rotation(angle)
-        matrix[:3, 3] = centre + shift - matrix[:3, :3] @ centre
+        matrix[:3, :3] = axes @ _rotation(angle) @ axes.T
+        matrix[:3, 3] = centre + axes @ shift - matrix[:3, :3] @ centre
         found.append((best, Affine(matrix).inverse()))
     return [transform for _, transform in sorted(found, key=lambda item: -item[0])[:keep]]
 
@@ -374,6 +378,8 @@ def _run(
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     if monitor is not None:
         method.AddCommand(sitk.sitkIterationEvent, monitor.check)
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # with more, ITK's sums and so its results vary
     try:
         method.Execute(itk_fixed, itk_moving)
     except RuntimeError as error:
@@ -381,6 +387,8 @@ def _run(
         if "samples" in str(error) or "mask" in str(error).lower():
             return start
         raise
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     # ITK composes the moving initial transform outermost: MRI -> optimised -> base -> CT.
     return base.after(Affine.from_sitk(transform)).inverse()
 

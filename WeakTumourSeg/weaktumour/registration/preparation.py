@@ -1,4 +1,8 @@
-"""From the user's volumes to what registration compares: windowed, on isotropic patient-axis grids, with masks."""
+"""From the user's volumes to what registration compares: windowed, on isotropic grids, with masks.
+
+The grids run along each volume's own axes: an oblique CT costs no more than a straight one, and turning the world turns
+the result.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,9 @@ DISTANCE_LIMIT_MM = 30.0
 class Scan:
     """One image made ready: value in [0, 1], body mask, whole-liver signed distance (negative inside) where known.
 
-    grid: isotropic, along the patient axes. All arrays are (z, y, x) float32 on it. inside: 1 where the original volume
-    has voxels. liver_distance_mm, lesion_distance_mm: signed, negative inside; None where unknown or absent.
+    grid: isotropic, along the volume's axes. All arrays are (z, y, x) float32 on it.
+    inside: 1 where the original volume has voxels. liver_distance_mm, lesion_distance_mm: signed, negative inside;
+    None where unknown or absent.
     """
 
     grid: Grid
@@ -36,18 +41,20 @@ class Scan:
 
 
 def prepare_ct(ct: Volume, spacing_mm: float, liver: Volume | None) -> Scan:
-    grid = Grid.around(ct.grid.corners(), spacing_mm)
+    ct = ct.along_patient_axes()
+    grid = Grid.around(ct.grid.corners(), spacing_mm, like=ct.grid)
     coarse = ct.resample_to(grid, outside=AIR_HU)
     low, high = CT_WINDOW_HU
     value = np.clip((coarse.array - low) / (high - low), 0, 1)
     body = _largest_body(coarse.array > BODY_THRESHOLD_HU)
-    return Scan(grid, value, body, _inside(ct.grid, grid), _signed_distance(liver, grid), None)
+    return Scan(grid, value, body, _inside(ct, coarse).astype(np.float32), _signed_distance(liver, grid), None)
 
 
 def prepare_mr(mr: Volume, spacing_mm: float, liver: Volume | None, lesion: Volume | None) -> Scan:
-    grid = Grid.around(mr.grid.corners(), spacing_mm)
+    mr = mr.along_patient_axes()
+    grid = Grid.around(mr.grid.corners(), spacing_mm, like=mr.grid)
     coarse = mr.resample_to(grid, outside=float(mr.array.min()))
-    inside = _inside(mr.grid, grid)
+    inside = _inside(mr, coarse).astype(np.float32)
     values = coarse.array[inside > 0.5]
     threshold = _otsu(values)
     body = _largest_body((coarse.array > 0.5 * threshold) & (inside > 0.5))
@@ -57,20 +64,23 @@ def prepare_mr(mr: Volume, spacing_mm: float, liver: Volume | None, lesion: Volu
     return Scan(grid, value, body, inside, _signed_distance(liver, grid), _signed_distance(lesion, grid, 0.2))
 
 
-def _inside(own: Grid, grid: Grid) -> np.ndarray:
-    ones = sitk.Image(list(own.size), sitk.sitkUInt8) + 1
-    own.apply_to(ones)
-    resampled = sitk.Resample(
-        ones,
-        list(grid.size),
-        sitk.Transform(3, sitk.sitkIdentity),
-        sitk.sitkNearestNeighbor,
-        grid.origin,
-        grid.spacing,
-        grid.direction,
-        0.0,
-    )
-    return sitk.GetArrayFromImage(resampled).astype(np.float32)
+def _inside(volume: Volume, coarse: Volume) -> np.ndarray:
+    """1 where the volume has voxels that were measured.
+
+    Padding is left out: voxels of exactly the lowest value that hang together with the volume's faces, as resampled or
+    circular images have them. Its edge is no anatomy.
+    """
+    grid = coarse.grid
+    ones = volume.grid.apply_to(sitk.Image(list(volume.grid.size), sitk.sitkUInt8) + 1)
+    same, how = sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor
+    inside = sitk.Resample(ones, list(grid.size), same, how, grid.origin, grid.spacing, grid.direction, 0.0)
+    inside = sitk.GetArrayFromImage(inside)
+    lowest = float(volume.array.min())
+    padding = (coarse.array <= lowest + 1e-3 * max(1.0, abs(lowest))) | (inside == 0)
+    parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(padding.astype(np.uint8))))
+    faces = [parts.take(end, axis=axis) for axis in range(3) for end in (0, -1)]
+    touching = np.unique(np.concatenate([face.ravel() for face in faces]))
+    return (inside > 0) & ~np.isin(parts, touching[touching > 0])
 
 
 def _otsu(values: np.ndarray) -> float:
@@ -104,7 +114,7 @@ def _signed_distance(mask: Volume | None, grid: Grid, threshold: float = 0.5) ->
     """
     if mask is None or not mask.array.any():
         return None
-    share = Volume(mask.array.astype(np.uint8), mask.grid).resample_to(grid).array
+    share = Volume(mask.array.astype(np.uint8), mask.grid).along_patient_axes().resample_to(grid).array
     inside = share >= min(threshold, float(share.max()))
     image = sitk.GetImageFromArray(inside.astype(np.uint8))
     image.SetSpacing(grid.spacing)
@@ -112,6 +122,22 @@ def _signed_distance(mask: Volume | None, grid: Grid, threshold: float = 0.5) ->
     within = sitk.SignedMaurerDistanceMap(sitk.Equal(image, 0), False, False, True)
     distance = beyond - np.maximum(sitk.GetArrayFromImage(within), 0)
     return np.clip(distance, -DISTANCE_LIMIT_MM, DISTANCE_LIMIT_MM).astype(np.float32)
+
+
+def unlike_liver(value: torch.Tensor, core: torch.Tensor, pull: float) -> torch.Tensor:
+    """How much a CT voxel speaks against liver: 1 for fat, lung or bone, -pull where it looks like this liver.
+
+    value: windowed CT; core: voxels that the alignment puts deep inside the liver. The MRI's liver is known, the CT's
+    is not, but the CT tells liver from fat and air. Without this, bright fat round the liver on the MRI passes for
+    liver, and the liver shrinks on the CT by the fat's thickness.
+    """
+    values = value[core]
+    if values.numel() < 50:
+        return torch.zeros_like(value)
+    centre = values.median()
+    spread = 1.48 * (values - centre).abs().median()
+    width = torch.clamp(2 * spread, min=25.0 / (CT_WINDOW_HU[1] - CT_WINDOW_HU[0]))
+    return 1 - (1 + pull) * torch.exp(-0.5 * ((value - centre) / width) ** 2)
 
 
 def tensor(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from ..deformation import Affine, DisplacementField, integrate, jacobian_determinant, sample, warp
 from ..progress import Monitor
 from ..volumes import Grid
-from .preparation import CT_WINDOW_HU, Scan, resample_affine, tensor
+from .preparation import Scan, resample_affine, tensor, unlike_liver
 from .similarity import CHANNELS, erode, mind_ssc
 
 _FADE_MM = 15.0  # over this distance the deformation falls to zero at the working grid's faces
@@ -55,7 +55,7 @@ class RefinementSettings:
     incompressibility: raise it where the liver shrinks or swells. outside_liver: weight of what is further than
     liver_region_mm from the liver; liver_stiffness: how much stiffer the liver is than what surrounds it, so that it
     follows its own features rather than the spine and ribs that it slides along.
-    liver_tissue, liver_pull: see `unlike_liver`. mind_*: see `mind_ssc`.
+    liver_tissue, liver_pull: see `preparation.unlike_liver`. mind_*: see `mind_ssc`.
     """
 
     levels: tuple[Level, ...] = (
@@ -110,7 +110,8 @@ def refine(
         done += level.steps
     displacement, min_jacobian = problem.diffeomorphic(velocity)
     monitor.update(1.0)
-    field = (displacement * problem.spacing)[0].permute(1, 2, 3, 0).cpu().numpy()
+    along_axes = (displacement * problem.spacing)[0].permute(1, 2, 3, 0).cpu().numpy()
+    field = along_axes @ problem.grid.axes.T.astype(np.float32)  # LPS
     return Refinement(DisplacementField(problem.grid, field), min_jacobian)
 
 
@@ -121,27 +122,11 @@ def working_grid(fixed: Scan, moving: Scan, alignment: Affine, multiple: int, ma
     """
     spacing = fixed.grid.spacing[0]
     body = moving.grid.index_to_world(np.argwhere(moving.body > 0.5)[::11, ::-1])
-    placed = alignment.inverse().transform_points(body)
-    low = np.maximum(placed.min(0), fixed.grid.corners(0).min(0))
-    high = np.minimum(placed.max(0), fixed.grid.corners(0).max(0))
-    grid = Grid.around(np.stack((low, np.maximum(low, high))), spacing, margin_mm)
+    placed = fixed.grid.world_to_index(alignment.inverse().transform_points(body))
+    last = np.asarray(fixed.grid.size) - 1
+    box = fixed.grid.index_to_world(np.clip(np.stack((placed.min(0), placed.max(0))), 0, last))
+    grid = Grid.around(box, spacing, margin_mm, like=fixed.grid)
     return grid.crop((0, 0, 0), tuple(-(-n // multiple) * multiple for n in grid.size))
-
-
-def unlike_liver(value: torch.Tensor, core: torch.Tensor, pull: float) -> torch.Tensor:
-    """How much a CT voxel speaks against liver: 1 for fat, lung or bone, -pull where it looks like this liver.
-
-    value: windowed CT; core: voxels that the alignment puts deep inside the liver. The MRI's liver is known, the CT's
-    is not, but the CT tells liver from fat and air. Without this, bright fat round the liver on the MRI passes for
-    liver, and the liver shrinks on the CT by the fat's thickness.
-    """
-    values = value[core]
-    if values.numel() < 50:
-        return torch.zeros_like(value)
-    centre = values.median()
-    spread = 1.48 * (values - centre).abs().median()
-    width = torch.clamp(2 * spread, min=25.0 / (CT_WINDOW_HU[1] - CT_WINDOW_HU[0]))
-    return 1 - (1 + pull) * torch.exp(-0.5 * ((value - centre) / width) ** 2)
 
 
 class _Velocity:
