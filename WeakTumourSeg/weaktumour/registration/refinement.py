@@ -64,11 +64,11 @@ class RefinementSettings:
         Level(2, 16.0, 35),
         Level(2, 10.0, 20),
     )
-    learning_rate_mm: float = 0.6
+    learning_rate_mm: float = 1.0
     gradient: float = 0.001
-    bending: float = 0.005
+    bending: float = 0.007
     incompressibility: float = 3.0
-    liver_stiffness: float = 9.0
+    liver_stiffness: float = 4.0
     lesion_stiffness: float = 30.0
     lesion_rim_mm: float = 6.0
     lesion_stiff_rim_mm: float = 4.0
