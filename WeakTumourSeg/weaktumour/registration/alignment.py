@@ -25,6 +25,7 @@ LIVER_REGION_MM = 20.0  # the neighbourhood of the liver that alignment looks at
 _SEARCH_POINTS = 5000
 _SEARCH_BINS = 24
 _OPTIMISED_STARTS = 3
+_SCORE_RESOLUTION = 0.01
 _MAX_SCALING = 1.35
 _SCORE_DILATION, _SCORE_RADIUS = 1, 1
 
@@ -83,7 +84,8 @@ def align(fixed: Scan, moving: Scan, initial: Affine, *, scorer: Scorer, seed: i
     for kind, transform in _affine_variants(fixed, moving, best.transform, seed, monitor):
         if _plausible(transform):
             candidates.append(Candidate(best.name, kind, transform, scorer(transform)))
-    winner = min(candidates, key=lambda c: c.score)
+    # Scores closer than this are not told apart: then the optimised transform is taken.
+    winner = min(candidates, key=lambda c: c.score + (_SCORE_RESOLUTION if c.stage == "start" else 0.0))
     overlap = scorer.overlap(winner.transform)
     if overlap < 0.1 or winner.score > NO_SIMILARITY:
         raise InputError(_NOTHING_SHARED)
@@ -115,8 +117,8 @@ class Scorer:
 
     0 would be identical neighbourhoods, 1 is what unrelated ones give. Liver neighbourhood that falls outside the CT
     counts as unrelated, so that an alignment cannot win by looking away. Where both liver masks are known, their mean
-    distance (over 10 mm) is added; else half the share of the MRI's liver that lands on CT tissue unlike liver. Lesions
-    and a rim are left out.
+    distance (over 10 mm) is added; else half the share of the MRI's liver that does not land on CT tissue like liver.
+    For an affine, half the logarithm of the volume change is added. Lesions and a rim are left out.
     """
 
     def __init__(self, fixed: Scan, moving: Scan) -> None:
@@ -141,6 +143,7 @@ class Scorer:
         b = body[:, torch.randint(body.shape[1], (count,), generator=generator)]
         self.unrelated = float(((a - b) ** 2).mean())
         self._region_voxels = float(region.sum())
+        self._liver_voxels = float((keep * (self._distance < 0)).sum().clamp(min=1.0))
 
     def overlap(self, transform: Affine) -> float:
         """Share of the MRI's liver that falls inside the CT volume."""
@@ -178,8 +181,11 @@ class Scorer:
         else:
             distance = sample(self._distance, index)
             covered = self._fixed_valid[slices][None, None] * (keep > 0.5) * (distance < 0)
-            against = unlike_liver(self._fixed_value[(..., *slices)], covered * (distance < -8) > 0, pull=0.0)
-            score += 0.5 * float((covered * against).sum() / covered.sum().clamp(min=1.0))
+            # Liver-like tissue that is covered counts in favour, so that shrinking into it does not pay.
+            against = unlike_liver(self._fixed_value[(..., *slices)], covered * (distance < -8) > 0, pull=1.0)
+            score += 0.25 * (1 + float((covered * against).sum()) / self._liver_voxels)
+        if isinstance(transform, Affine):  # a liver hardly changes its volume; refinement has a term of its own for it
+            score += 0.5 * abs(float(np.log(volume_scale)))
         return score
 
     @staticmethod

@@ -76,7 +76,7 @@ class RefinementSettings:
     liver_region_mm: float = 12.0
     liver_distance: float = 0.1
     liver_tissue: float = 0.4
-    liver_pull: float = 0.6
+    liver_pull: float = 1.0
     mind_dilation: int = 1
     mind_radius: int = 1
 
