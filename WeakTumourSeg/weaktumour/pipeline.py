@@ -104,7 +104,7 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
             registration = _align(inputs, stages, arguments.seed, monitor)
         with monitor.stage("refinement"):
             registration = _refine(inputs, registration, stages, preset, device, monitor)
-        transform, initial = (in_world(field, inputs) for field in (registration.transform, registration.initial))
+        transform = in_world(registration.transform, inputs)
         with monitor.stage("propagation"):
             labels = propagate_labels(inputs.labels, transform, inputs.ct.grid, monitor)
             mr_on_ct = resample_mr(inputs.mr, transform, inputs.ct.grid)
@@ -112,15 +112,15 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
             _write_volumes(folder, labels, mr_on_ct, transform, monitor)
             content = _describe(arguments, inputs, registration, labels, preset, stages, device, monitor)
         with monitor.stage("report"):
-            before = propagate_labels(inputs.labels, initial, inputs.ct.grid, monitor)
+            mr_before, labels_before = _before(inputs, monitor)
             write_report(
                 folder / "report.html",
                 ReportData(
                     ct=inputs.ct,
-                    mr_before=resample_mr(inputs.mr, initial, inputs.ct.grid),
+                    mr_before=mr_before,
                     mr_after=mr_on_ct,
                     labels=labels.labels.volume,
-                    labels_before=before.labels.volume,
+                    labels_before=labels_before,
                     label_names={label.value: label.name for label in labels.labels.labels},
                     field=transform,
                     result=content,
@@ -227,7 +227,7 @@ def _read_ct_liver(path: str, ct: Volume) -> Volume:
 # -- registration -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Registered:
-    """transform: CT point -> MRI point on the result's field grid. initial: the same without registration.
+    """transform: CT point -> MRI point on the result's field grid.
 
     All of it in the CT's frame; `in_world` turns a field back.
     """
@@ -236,7 +236,6 @@ class Registered:
     candidates: list[results.Candidate]
     stages_kept: list[str]
     transform: DisplacementField
-    initial: DisplacementField
     scorer: Scorer
     fixed: Scan
     moving: Scan
@@ -287,7 +286,6 @@ def _align(inputs: Inputs, stages: tuple[str, ...], seed: int, monitor: Monitor)
         candidates,
         ["alignment"] if winner.stage != "start" or winner.name != "as given" else [],
         DisplacementField.of(alignment.transform, grid),
-        DisplacementField.of(inputs.initial, grid),
         scorer,
         fixed,
         moving,
@@ -318,6 +316,16 @@ def _refine(
         transform=transform,
         score=score,
     )
+
+
+def _before(inputs: Inputs, monitor: Monitor) -> tuple[Volume, Volume]:
+    """MRI and labels where the initial transform alone puts them: their grids moved if it is rigid, else resampled."""
+    to_ct = np.linalg.inv(inputs.initial.matrix)
+    if np.allclose(to_ct[:3, :3] @ to_ct[:3, :3].T, np.eye(3), atol=1e-6):
+        return tuple(Volume(v.array, v.grid.moved(to_ct)) for v in (inputs.mr, inputs.labels.volume))
+    initial = DisplacementField.of(inputs.initial, field_grid(inputs.ct.grid))
+    labels = propagate_labels(inputs.labels, initial, inputs.ct.grid, monitor).labels.volume
+    return resample_mr(inputs.mr, initial, inputs.ct.grid), labels
 
 
 # -- the result folder --------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class RefinementSettings:
     levels: tuple[Level, ...] = (
         Level(2, 64.0, 20),
         Level(2, 32.0, 25),
-        Level(2, 16.0, 35),
+        Level(2, 16.0, 30),
         Level(2, 10.0, 20),
     )
     learning_rate_mm: float = 1.0
@@ -72,7 +72,7 @@ class RefinementSettings:
     lesion_stiffness: float = 30.0
     lesion_rim_mm: float = 6.0
     lesion_stiff_rim_mm: float = 4.0
-    outside_liver: float = 1.0
+    outside_liver: float = 1.5
     liver_region_mm: float = 12.0
     liver_distance: float = 0.1
     liver_tissue: float = 0.4
@@ -265,9 +265,13 @@ class _Problem:
             smallest = float(determinant[self.body[0, 0] > 0.5].min())
             if smallest > floor:
                 break
-            steep = F.max_pool3d((determinant < 2 * floor).float()[None], 9, stride=1, padding=4)
-            smooth = F.avg_pool3d(F.pad(v, (2,) * 6, mode="replicate"), 5, stride=1)
-            v = v + F.avg_pool3d(steep, 5, stride=1, padding=2) * (smooth - v)
+            place = (determinant < 2 * floor).nonzero()
+            low, high = place.amin(0) - 8, place.amax(0) + 9
+            box = tuple(slice(max(0, int(a)), int(b)) for a, b in zip(low, high, strict=True))
+            steep = F.max_pool3d((determinant[box] < 2 * floor).float()[None, None], 9, stride=1, padding=4)
+            part = v[(..., *box)]
+            smooth = F.avg_pool3d(F.pad(part, (2,) * 6, mode="replicate"), 5, stride=1)
+            v[(..., *box)] = part + F.avg_pool3d(steep, 5, stride=1, padding=2) * (smooth - part)
         return displacement, smallest
 
 
