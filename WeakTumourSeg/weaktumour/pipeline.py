@@ -387,7 +387,7 @@ def _describe(
             registration.stages_kept,
             registration.candidates,
             results.Similarity(
-                "MIND-SSC cost in and around the liver, 1 = unrelated tissue",
+                "Self-similarity cost in and around the liver with its penalties; about 1 for unrelated tissue",
                 registration.score_before,
                 registration.score,
                 "lower",
