@@ -56,18 +56,18 @@ class Preset:
 PRESETS = {
     "fast": Preset(
         4.0,
-        RefinementSettings(levels=(Level(2, 32.0, 30), Level(2, 16.0, 30))),
-        {"read": 2, "alignment": 8, "refinement": 4, "propagation": 2, "write": 4, "report": 3},
+        RefinementSettings(levels=(Level(2, 64.0, 15), Level(2, 32.0, 20), Level(2, 16.0, 25))),
+        {"read": 1, "alignment": 5, "refinement": 3, "propagation": 1, "write": 1, "report": 2},
     ),
     "balanced": Preset(
         3.0,
         RefinementSettings(),
-        {"read": 2, "alignment": 8, "refinement": 10, "propagation": 2, "write": 4, "report": 3},
+        {"read": 1, "alignment": 5, "refinement": 7, "propagation": 1, "write": 1, "report": 2},
     ),
     "thorough": Preset(
         2.5,
-        RefinementSettings(levels=(Level(2, 32.0, 50), Level(2, 16.0, 60), Level(1, 12.0, 30))),
-        {"read": 2, "alignment": 8, "refinement": 60, "propagation": 2, "write": 4, "report": 3},
+        RefinementSettings(levels=(Level(2, 64.0, 30), Level(2, 32.0, 35), Level(2, 16.0, 45), Level(2, 10.0, 45))),
+        {"read": 1, "alignment": 5, "refinement": 18, "propagation": 1, "write": 1, "report": 2},
     ),
 }
 
