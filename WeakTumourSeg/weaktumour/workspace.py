@@ -88,6 +88,8 @@ def check_out(out: str | Path, overwrite: bool = False) -> Path:
         raise InputError(f"--out: {target} is a file; name a new folder.")
     try:
         names = os.listdir(target)
+    except FileNotFoundError:
+        return target  # another run moved it aside at this moment
     except OSError as error:
         raise _unwritable(target, error) from error
     if names and not overwrite:
