@@ -1,6 +1,8 @@
 """Write splits.json: which anatomies networks may learn from, which are for tuning, which only for the reported tables.
 
-    python Testing/benchmark/make_splits.py
+    python Testing/benchmark/make_splits.py [--smoke]
+
+With --smoke it only checks that the kept file is what it would write.
 
 Made once, before the first training; kept so that anyone can see how. By anatomy, never by seed alone: maps that look
 like one patient (liver Dice above 0.87 with the centroids laid over each other; strangers reach 0.865) must lie in one
@@ -9,18 +11,18 @@ part, or the script stops.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
 from pathlib import Path
 
 import numpy as np
-from common import shared_data
 
+from common import shared_data
 from weaktumour.volumes import read_volume
 
 ALIKE = 0.87
-HERE = Path(__file__).parent
 SAME_PATIENT = [["lits_lits-0", "lits_0_tumour_fuentesdt"]]
 # Neighbours among the first LiTS cases are so alike (6, 7, 9 and 10; 14 and 15; 22 and 23) that they must be follow-ups
 # of the same people. All of that stretch is for training.
@@ -40,6 +42,9 @@ TEST_SHARE, DEVELOPMENT_SHARE = {"lits": 18, "msd8": 8}, {"lits": 9, "msd8": 4}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="write nothing; check the file that is kept")
+    options = parser.parse_args()
     names = sorted(path.name.removesuffix(".nii.gz") for path in (shared_data() / "label_maps").glob("*.nii.gz"))
     parts: dict[str, list[str]] = {"train": [], "development": [], "test": []}
     for name, part in FIXED.items():
@@ -76,7 +81,12 @@ def main() -> None:
             "real_ct": [{"image": "chaos_ct", "seed": 920_000 + i} for i in range(6)],
         },
     }
-    (HERE / "splits.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1) + "\n"
+    kept = Path(__file__).with_name("splits.json")
+    if not options.smoke:
+        kept.write_text(text, encoding="utf-8")
+    elif kept.read_text(encoding="utf-8") != text:
+        sys.exit(f"{kept.name} is not what this script makes")
     print({part: len(found) for part, found in parts.items()})
 
 
