@@ -269,20 +269,20 @@ def identity_coordinates(shape: tuple[int, int, int], device: torch.device | str
 
 
 def sample(image: torch.Tensor, coordinates: torch.Tensor, *, padding: str = "border") -> torch.Tensor:
-    """image (1, c, z, y, x) at voxel coordinates (1, 3, Z, Y, X), components x, y, z -> (1, c, Z, Y, X), trilinear."""
+    """image (b, c, z, y, x) at voxel coordinates (b, 3, Z, Y, X), components x, y, z -> (b, c, Z, Y, X), trilinear."""
     last = torch.tensor([max(n - 1, 1) for n in image.shape[:1:-1]], dtype=coordinates.dtype, device=coordinates.device)
     normalised = coordinates.permute(0, 2, 3, 4, 1) * (2.0 / last) - 1.0
-    depth = normalised.shape[1]
-    # On the CPU grid_sample shares out work over the batch alone: slabs along z become a batch, one for each thread.
-    slabs = min(torch.get_num_threads(), depth) if image.device.type == "cpu" else 1
+    batch, depth = normalised.shape[:2]
+    # On the CPU grid_sample shares out work over the batch alone: slabs along z join it until each thread has one.
+    slabs = min(-(-torch.get_num_threads() // batch), depth) if image.device.type == "cpu" else 1
     rows = -(-depth // slabs)
     if slabs > 1:
         filled = F.pad(normalised, (0, 0, 0, 0, 0, 0, 0, rows * slabs - depth))
-        normalised = filled.reshape(slabs, rows, *normalised.shape[2:])
-        image = image.expand(slabs, *image.shape[1:])
+        normalised = filled.reshape(batch * slabs, rows, *normalised.shape[2:])
+        image = image[:, None].expand(-1, slabs, -1, -1, -1, -1).flatten(0, 1)
     result = F.grid_sample(image, normalised, mode="bilinear", padding_mode=padding, align_corners=True)
     if slabs > 1:
-        result = result.transpose(0, 1).reshape(1, result.shape[1], rows * slabs, *result.shape[3:])[:, :, :depth]
+        result = result.unflatten(0, (batch, slabs)).transpose(1, 2).flatten(2, 3)[:, :, :depth]
     return result
 
 
@@ -298,12 +298,12 @@ def compose(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
     return inner + warp(outer, inner)
 
 
-def integrate(velocity: torch.Tensor, steps: int = 6) -> torch.Tensor:
+def integrate(velocity: torch.Tensor, steps: int = 6, *, padding: str = "border") -> torch.Tensor:
     """Displacement of exp(velocity) by scaling and squaring (Arsigny et al. 2006), in voxels of one grid."""
     displacement = velocity / 2**steps
     coordinates = identity_coordinates(velocity.shape[2:], velocity.device)
     for _ in range(steps):
-        displacement = displacement + sample(displacement, coordinates + displacement)
+        displacement = displacement + sample(displacement, coordinates + displacement, padding=padding)
     return displacement
 
 

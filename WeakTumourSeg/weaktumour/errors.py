@@ -18,6 +18,12 @@ class InputError(WeakTumourError, ValueError):
     exit_code = 2
 
 
+class ModelError(InputError):
+    """A network or its weights cannot be used: an unknown id, a damaged or foreign file, weights that do not fit."""
+
+    kind = "model"
+
+
 class DeviceError(WeakTumourError, RuntimeError):
     """The computing device is missing or cannot hold the work."""
 
