@@ -10,7 +10,7 @@ import numpy as np
 from ..volumes import Grid, Volume
 from . import organs
 from .body import Body, paint_back_muscles, paint_skeleton, paint_thorax, paint_wall
-from .contrast import textures, tissue_table
+from .contrast import TISSUE_NAMES, textures, tissue_table
 from .shapes import Canvas, Region
 from .tumours import Tumour, place_tumours
 
@@ -23,6 +23,7 @@ class Anatomy:
     """Everything in the MR frame. ct: HU, mr: liver = 1, both (z, y, x) float32 on one grid.
 
     liver: distance in mm to the whole liver's surface (tumours included), negative inside, on its own smaller grid.
+    tissues: (z, y, x) uint8, the number in TISSUE_NAMES of each voxel's tissue, where asked for.
     """
 
     body: Body
@@ -30,6 +31,7 @@ class Anatomy:
     mr: Volume
     liver: Volume
     tumours: tuple[Tumour, ...]
+    tissues: np.ndarray | None = None
 
     def tumour_distance(self, number: int, spacing_mm: float) -> Volume:
         """Distance to a tumour's surface on a small grid of its own."""
@@ -40,9 +42,14 @@ class Anatomy:
 
 
 def build_anatomy(
-    seed: int, diameters_mm: Sequence[float], spacing_mm: float, check: Callable[[], None] = lambda: None
+    seed: int,
+    diameters_mm: Sequence[float],
+    spacing_mm: float,
+    check: Callable[[], None] = lambda: None,
+    *,
+    tissue_map: bool = False,
 ) -> Anatomy:
-    """Draw a patient. check: called between the organs; may raise to stop."""
+    """Draw a patient. check: called between the organs; may raise to stop. tissue_map: fill in `Anatomy.tissues`."""
     size = tuple(int(np.ceil((b - a) / spacing_mm)) + 1 for a, b in zip(_LOW, _HIGH, strict=True))
     grid = Grid(size, (spacing_mm,) * 3, _LOW)
     canvas = Canvas(grid)
@@ -54,8 +61,12 @@ def build_anatomy(
         "mr": np.zeros(grid.shape, dtype=np.float32),
     }
 
+    tissues = np.zeros(grid.shape, dtype=np.uint8) if tissue_map else None
+
     def paint(region: Region, distance: np.ndarray, tissue: str, layers: Sequence[str] = ("ct", "mr")) -> None:
         look = table[tissue]
+        if tissues is not None:
+            tissues[region.slices][distance < 0] = TISSUE_NAMES.index(tissue)
 
         def values(layer: str, part: Region) -> np.ndarray:
             mean, deviation = (look.hu, look.hu_texture) if layer == "ct" else (look.mr, look.mr_texture)
@@ -108,6 +119,7 @@ def build_anatomy(
         Volume(np.maximum(canvas.layers["mr"], 0), grid),
         Volume(np.ascontiguousarray(liver), canvas.grid_of(region)),
         tuple(tumours),
+        tissues,
     )
 
 

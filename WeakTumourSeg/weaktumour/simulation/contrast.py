@@ -58,6 +58,13 @@ _TISSUES = {
     "stool": Tissue(-40, 160, 0.4, 0.16),
 }
 
+TISSUE_NAMES = tuple(_TISSUES)
+
+
+def tissue_means() -> tuple[dict[str, float], dict[str, float]]:
+    """Mean HU and mean MR signal (liver = 1) of each tissue."""
+    return {n: float(t.hu) for n, t in _TISSUES.items()}, {n: float(t.mr) for n, t in _TISSUES.items()}
+
 
 def tissue_table(seed: int) -> dict[str, Tissue]:
     """The tissues of one patient: some per cent of variation, fat suppressed or not, bile excreted or not."""

@@ -1,0 +1,138 @@
+"""`weaktumour train registration|segmentation`: settings from a file, data from folders, weights into a model file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..errors import InputError, ModelError
+from .config import RegistrationConfig, SegmentationConfig, read_config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .sources import Sources
+
+TASKS = {"registration": RegistrationConfig, "segmentation": SegmentationConfig}
+_NEEDS = 'Training: {} is not installed; install the training extra: pip install "weaktumour[train]".'
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    text = "train a network on label maps under random contrast"
+    parser = commands.add_parser("train", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    parser.add_argument("task", choices=sorted(TASKS), help="registration: MSCGUNet; segmentation: UNet")
+    parser.add_argument("--out", required=True, help="folder of the run; the same one again goes on with it")
+    parser.add_argument("--config", help="JSON file with any of the settings (a run's config.json holds them all)")
+    parser.add_argument("--label-maps", help="folder of label maps (.nii.gz) to learn from beside the phantoms")
+    parser.add_argument("--splits", help="splits.json that says which label maps and seeds may be learnt from")
+    parser.add_argument("--until", type=int, metavar="STEP", help="stop after this step; start again to go on")
+
+
+def run(options: Mapping[str, object]) -> int:
+    """Train and write OUT/model.pt. Raises InputError."""
+    _check_installed()
+    task = str(options["task"])
+    kind = TASKS[task]
+    config = read_config(str(options["config"]), kind) if options.get("config") else kind()
+    given = {name: str(options[name]) for name in ("label_maps", "splits") if options.get(name)}
+    config = replace(config, data=replace(config.data, **given))
+    out = Path(str(options["out"]))
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out: {out} is a file; name a folder.")
+    until = None if options.get("until") is None else int(str(options["until"]))
+    if until is not None and until < 1:
+        raise InputError(f"--until: {until} is no step; give 1 or more.")
+    weights = train_network(task, config, out, until)
+    if weights is None:  # another process of a data-parallel run writes it
+        return 0
+    print(f"Weights: {weights.resolve()}  (weaktumour models import {weights} adds them)", flush=True)
+    return 0
+
+
+def train_network(
+    task: str, config: RegistrationConfig | SegmentationConfig, out: Path, until: int | None
+) -> Path | None:
+    """The model file of the finished (or stopped) run; None on all processes but the first. Raises InputError."""
+    from . import loop
+    from .registration import Registration
+    from .segmentation import Segmentation
+    from .sources import Sources
+
+    # What is wrong with the settings is said before the anatomies are made, which takes minutes.
+    loop.prepare_folder(out, config)
+    _check_network(config)
+    sources = Sources.of(config.data, out)
+    what = Registration(config, sources) if task == "registration" else Segmentation(config, sources)
+    weights = loop.train(what, config, out, until=until)
+    if weights is None:
+        return None
+    return write_model(task, config, what.network(), weights, sources, out)
+
+
+def _check_network(config: RegistrationConfig | SegmentationConfig) -> None:
+    from ..networks import build
+
+    try:
+        build(config.architecture, config.arguments)
+    except ModelError as error:
+        reason = (str(error.__cause__) or type(error.__cause__).__name__).splitlines()[0]
+        raise InputError(
+            f"Configuration: network {config.network} does not fit {config.architecture} ({reason}); correct it."
+        ) from error
+
+
+def write_model(
+    task: str,
+    config: RegistrationConfig | SegmentationConfig,
+    network: nn.Module,
+    weights: Path,
+    sources: Sources,
+    out: Path,
+) -> Path:
+    """The averaged weights with all that the pipeline and a reader need to know of them, as OUT/model.pt.
+
+    network: takes the weights (a file of `loop.train`). sources: what was learnt from; says the licence.
+    """
+    import torch
+
+    from ..models import save_weights
+    from ..simulation import VERSION
+    from .loop import read_checkpoint_state
+
+    state = read_checkpoint_state(out)
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    real = any(anatomy.kind != "phantom" for anatomy in sources.anatomies)
+    metadata = {
+        "task": task,
+        "input": {"spacing_mm": config.spacing_mm, "normalisation": "weaktumour-1"},
+        "output": {"classes": ["background", "liver", "tumour"]} if task == "segmentation" else {"field": "velocity"},
+        "licence": "CC-BY-SA-4.0" if real else "Apache-2.0",
+        "training": {
+            "software_version": __version__,
+            "simulator_version": VERSION,
+            "steps": state["step"],
+            "hours": round(state["seconds"] / 3600, 2),
+            "batch": config.optimisation.batch,
+            "precision": config.computing.precision,
+            "anatomies": sources.counts(),
+        },
+        "figures": {},
+        "description": "",
+    }
+    if task == "registration":
+        metadata["input"]["shape"] = list(config.shape)
+    path = out / "model.pt"
+    save_weights(path, network, config.architecture, config.arguments, metadata, half=task == "segmentation")
+    return path
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    for module, name in (("lightning_fabric", "lightning-fabric"), ("matplotlib", "matplotlib")):
+        if find_spec(module) is None:
+            raise InputError(_NEEDS.format(name))
