@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 from .errors import DeviceError, InputError
+from .progress import Monitor
 
 CHOICES = ("auto", "cpu", "cuda", "mps")
 
@@ -22,3 +26,20 @@ def choose_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("Device: this machine has no Apple GPU that PyTorch can use; choose --device cpu.")
     return torch.device(name)
+
+
+T = TypeVar("T")
+
+
+def on_device(work: Callable[[torch.device], T], device: torch.device, monitor: Monitor) -> T:
+    """work(device); where the GPU's memory does not suffice, on the CPU instead, and the log says so."""
+    try:
+        return work(device)
+    except torch.OutOfMemoryError:
+        if device.type == "cpu":
+            raise
+    # Outside the handler, whose traceback would keep the tensors alive.
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    monitor.log(f"The GPU ({device}) has too little free memory: this stage runs on the CPU and takes longer.")
+    return work(torch.device("cpu"))

@@ -1,6 +1,7 @@
 """The whole story on one page: an MRI with its labels and a CT in, labels on the CT out.
 
-    read and check  ->  alignment  ->  refinement  ->  one transform  ->  labels on the CT grid  ->  result folder
+    read and check  ->  livers, where nobody drew them (UNet)  ->  alignment  ->  MSCGUNet's prediction  ->  refinement
+    ->  one transform  ->  labels on the CT grid  ->  result folder
 
 The transform maps CT points to MRI points (LPS mm). A stage is kept only when the label-free score improves.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from .errors import InputError
 from .labels import (
     LIVER,
     TUMOUR,
+    Label,
     LabelMap,
     components,
     equivalent_diameter,
@@ -28,20 +31,27 @@ from .labels import (
     read_labels,
     write_labels_json,
 )
+from .models import ModelEntry, default_id, find
 from .progress import Monitor
 from .propagation import Carried, Propagation, propagate_labels, resample_mr
 from .quality import displacement_in_liver, jacobian_in_body, judge_run
 from .registration.alignment import Alignment, Scorer, align
+from .registration.prediction import Predicted, predict
 from .registration.preparation import Scan, prepare_ct, prepare_mr
 from .registration.refinement import Level, RefinementSettings, combine, refine
 from .report import ReportData, write_report
-from .volumes import Grid, Volume, check_hounsfield, read_volume, write_volume
-from .workspace import open_workspace
+from .segmentation import MODALITIES, NoLiver, Segmentation, modality_of, segment
+from .volumes import Grid, Volume, check_hounsfield, read_volume, round_to, write_volume
+from .workspace import open_file, open_workspace
 
-STAGES = ("alignment", "refinement")
+STAGES = ("alignment", "mscgunet", "refinement")
+NO_MODEL = "none"
+# A CT's liver of another size than the MRI's by more than this is not its liver, or not all of it.
+_LIKELY_VOLUME_RATIO = (0.25, 1.8)
 ALIGNMENT_SPACING_MM = 4.0
 FIELD_SPACING_MM = 2.5
 FIELD_BYTES = 90e6
+_SNAP_INITIAL, _SNAP_INITIAL_MM = 2.0**-20, 2.0**-10  # see Grid.snapped
 
 
 @dataclass(frozen=True)
@@ -53,21 +63,32 @@ class Preset:
     seconds: dict[str, float]
 
 
+# In the order of the stages; the presets differ in the refinement alone.
+_SECONDS = {
+    "read": 1,
+    "segmentation": 3,
+    "alignment": 5,
+    "mscgunet": 1,
+    "refinement": 7,
+    "propagation": 1,
+    "write": 1,
+    "report": 2,
+}
 PRESETS = {
     "fast": Preset(
         4.0,
         RefinementSettings(levels=(Level(2, 64.0, 15), Level(2, 32.0, 20), Level(2, 16.0, 25))),
-        {"read": 1, "alignment": 5, "refinement": 3, "propagation": 1, "write": 1, "report": 2},
+        {**_SECONDS, "refinement": 3},
     ),
     "balanced": Preset(
         3.0,
         RefinementSettings(),
-        {"read": 1, "alignment": 5, "refinement": 7, "propagation": 1, "write": 1, "report": 2},
+        {**_SECONDS, "refinement": 7},
     ),
     "thorough": Preset(
         2.5,
         RefinementSettings(levels=(Level(2, 64.0, 30), Level(2, 32.0, 35), Level(2, 16.0, 45), Level(2, 10.0, 45))),
-        {"read": 1, "alignment": 5, "refinement": 18, "propagation": 1, "write": 1, "report": 2},
+        {**_SECONDS, "refinement": 18},
     ),
 }
 
@@ -86,6 +107,8 @@ class RegisterArguments:
     initial_transform: str | None = None
     preset: str = "balanced"
     stages: str = ",".join(STAGES)
+    registration_model: str | None = None
+    segmentation_model: str | None = None
     device: str = "auto"
     seed: int = 0
 
@@ -96,12 +119,17 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
     Raises InputError (something given cannot be used), DeviceError, Cancelled. Nothing is left behind then.
     """
     preset, stages, device = _check_settings(arguments)
+    networks = _choose_models(arguments, stages)
     monitor.plan(preset.seconds)
     with open_workspace(arguments.out, arguments.overwrite) as folder:
         with monitor.stage("read"):
             inputs = read_inputs(arguments, monitor)
+        with monitor.stage("segmentation"):
+            inputs = find_livers(inputs, networks.segmentation, device, monitor)
         with monitor.stage("alignment"):
             registration = _align(inputs, stages, arguments.seed, monitor)
+        with monitor.stage("mscgunet"):
+            registration = _predict(registration, networks.registration, device, monitor)
         with monitor.stage("refinement"):
             registration = _refine(inputs, registration, stages, preset, device, monitor)
         transform = in_world(registration.transform, inputs)
@@ -110,7 +138,7 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
             mr_on_ct = resample_mr(inputs.mr, transform, inputs.ct.grid)
         with monitor.stage("write"):
             _write_volumes(folder, labels, mr_on_ct, transform, monitor)
-            content = _describe(arguments, inputs, registration, labels, preset, stages, device, monitor)
+            content = _describe(arguments, inputs, registration, labels, networks, preset, stages, device, monitor)
         with monitor.stage("report"):
             mr_before, labels_before = _before(inputs, monitor)
             write_report(
@@ -135,34 +163,51 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
 # -- inputs -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Inputs:
-    """Checked inputs. initial: CT point -> MRI point, identity unless given."""
+    """Checked inputs. initial: CT point -> MRI point, identity unless given.
+
+    labels: on the MRI; None, or without a liver, until `find_livers` has completed them. ct_liver: a mask, or the
+    liver's probability, whose surface is at 0.5. found: which livers the UNet drew (mr, ct).
+    """
 
     mr: Volume
     ct: Volume
-    labels: LabelMap
+    labels: LabelMap | None
     ct_liver: Volume | None
     initial: Affine
+    found: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def ct_frame(self) -> np.ndarray:
-        """(4, 4): from a frame whose axes are the CT's (in the order nearest to LPS) to the world."""
+        """(4, 4), rigid: from a frame with the CT's first voxel at 0 and its axes along LPS to the world."""
+        grid = self.ct.grid.along_patient_axes()
+        left, _, right = np.linalg.svd(grid.axes)  # headers are a little off the perpendicular
         frame = np.eye(4)
-        frame[:3, :3] = self.ct.along_patient_axes().grid.axes
+        frame[:3, :3], frame[:3, 3] = left @ right, grid.origin
         return frame
 
     def in_ct_frame(self) -> Inputs:
-        """Everything turned so that the CT lies straight: an oblique CT registers exactly like a straight one."""
-        from_world = np.linalg.inv(self.ct_frame)
+        """Everything turned so that the CT lies straight at 0: an oblique CT registers exactly like a straight one.
+
+        Exactly, since the geometry is snapped: a difference in the last digit grows to millimetres in the result where
+        it decides a near tie, between starts or for a voxel that lies on the border of another.
+        """
+        to_world = self.ct_frame
+        from_world = np.linalg.inv(to_world)
 
         def turned(volume: Volume) -> Volume:
-            return Volume(volume.array, volume.grid.moved(from_world))
+            straight = Volume(volume.array, volume.grid.moved(from_world)).along_patient_axes()
+            return Volume(straight.array, straight.grid.snapped())
 
+        initial = from_world @ self.initial.matrix @ to_world
+        initial[:3, :3] = round_to(initial[:3, :3], _SNAP_INITIAL)
+        initial[:3, 3] = round_to(initial[:3, 3], _SNAP_INITIAL_MM)
         return Inputs(
             turned(self.mr),
             turned(self.ct),
-            LabelMap(turned(self.labels.volume), self.labels.labels),
+            None if self.labels is None else LabelMap(turned(self.labels.volume), self.labels.labels),
             None if self.ct_liver is None else turned(self.ct_liver),
-            Affine(from_world @ self.initial.matrix @ self.ct_frame),
+            Affine(initial),
+            self.found,
         )
 
 
@@ -187,22 +232,21 @@ def read_inputs(arguments: RegisterArguments, monitor: Monitor) -> Inputs:
     monitor.update(0.4)
     mr = read_volume(arguments.mr, "MRI")
     monitor.update(0.6)
-    if arguments.mr_labels is None:
-        raise InputError(
-            "MRI labels: none were given, and this version has no network to find the liver; give --mr-labels."
-        )
-    labels = read_labels(arguments.mr_labels, "MRI labels", roles)
-    _check_labels(labels, mr)
+    if roles is not None and arguments.mr_labels is None:
+        raise InputError("Label map: it says what the MRI's labels mean, but none were given; give --mr-labels too.")
+    labels = read_labels(arguments.mr_labels, "MRI labels", roles) if arguments.mr_labels else None
+    if labels is not None:
+        _check_labels(labels, mr)
     ct_liver = _read_ct_liver(arguments.ct_liver, ct) if arguments.ct_liver else None
     return Inputs(mr, ct, labels, ct_liver, initial)
 
 
 def _check_labels(labels: LabelMap, mr: Volume) -> None:
-    if not labels.of_role(LIVER):
+    if not labels.of_role(LIVER) and not labels.tumours:
         found = ", ".join(str(label.value) for label in labels.labels)
         raise InputError(
-            f"MRI labels: no value is the liver (found {found}); "
-            'label the liver 1, or say which value it is with --mr-label-map "5=liver".'
+            f"MRI labels: no value is the liver or a tumour (found {found}); "
+            'say which value is what with --mr-label-map "5=liver,7=tumour".'
         )
     index = np.argwhere(labels.mask(LIVER, TUMOUR))
     points = labels.volume.grid.index_to_world(index[:: max(1, len(index) // 20_000), ::-1])
@@ -224,10 +268,93 @@ def _read_ct_liver(path: str, ct: Volume) -> Volume:
     return mask
 
 
+# -- networks -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Networks:
+    """The models of this run; None where one was declined."""
+
+    registration: ModelEntry | None
+    segmentation: ModelEntry | None
+
+
+def _choose_models(arguments: RegisterArguments, stages: tuple[str, ...]) -> Networks:
+    def chosen(name: str | None, task: str) -> ModelEntry | None:
+        if name == NO_MODEL or (name is None and default_id(task) is None):
+            return None
+        return find(name, task)
+
+    return Networks(
+        chosen(arguments.registration_model, "registration") if "mscgunet" in stages else None,
+        chosen(arguments.segmentation_model, "segmentation"),
+    )
+
+
+def find_livers(inputs: Inputs, model: ModelEntry | None, device: torch.device, monitor: Monitor) -> Inputs:
+    """What nobody drew: the MRI's liver (and, without any labels, its tumours), the CT's liver.
+
+    Raises InputError where the MRI's liver is neither given nor found.
+    """
+    labels, ct_liver, found = inputs.labels, inputs.ct_liver, []
+    # In the CT's frame, so that a turned case gives the same livers (see Inputs.in_ct_frame).
+    frame, turned = inputs.ct_frame, replace(inputs, labels=None).in_ct_frame()
+    if labels is None or not labels.of_role(LIVER):
+        if model is None:
+            raise InputError(
+                "MRI labels: the liver is not among them and there is no segmentation model to find it; "
+                'label it 1, say which value it is with --mr-label-map "5=liver", or choose a --segmentation-model.'
+            )
+        segmentation = segment(turned.mr, "mr", model, device, monitor).moved(frame)
+        try:
+            labels = segmentation.labels_on(inputs.mr.grid) if labels is None else _with_liver(labels, segmentation)
+        except NoLiver as error:
+            raise InputError("MRI: no liver could be found in it; give --mr-labels with the liver as 1.") from error
+        found.append("mr")
+    monitor.update(0.5)
+    if ct_liver is None and model is not None:
+        ct_liver = _find_ct_liver(turned.ct, labels, model, device, monitor)
+        if ct_liver is not None:
+            ct_liver = Volume(ct_liver.array, ct_liver.grid.moved(frame))
+            found.append("ct")
+    return replace(inputs, labels=labels, ct_liver=ct_liver, found=tuple(found))
+
+
+def _with_liver(labels: LabelMap, segmentation: Segmentation) -> LabelMap:
+    """Labels without a liver, and the liver that was found where they leave room: 1, or the first value not in use."""
+    liver = segmentation.liver().resample_to(labels.volume.grid).array > 0.5
+    array, used = labels.volume.array.copy(), {label.value for label in labels.labels}
+    value = next(number for number in range(1, 257) if number not in used)
+    if value > np.iinfo(array.dtype).max:
+        array = array.astype(np.uint16)
+    array[liver & (array == 0)] = value
+    known = sorted((*labels.labels, Label(value, "Liver", LIVER)), key=lambda label: label.value)
+    return LabelMap(Volume(array, labels.volume.grid), tuple(known))
+
+
+def _find_ct_liver(
+    ct: Volume, labels: LabelMap, model: ModelEntry, device: torch.device, monitor: Monitor
+) -> Volume | None:
+    """The CT's liver as a probability; None where it is not found or cannot be this patient's."""
+    try:
+        liver = segment(ct, "ct", model, device, monitor).liver()
+    except NoLiver:
+        monitor.log("No liver was found in the CT: registration goes by the images alone.")
+        return None
+    whole = labels.mask(LIVER, TUMOUR).sum() * labels.volume.grid.voxel_volume_mm3
+    ratio = float((liver.array > 0.5).sum() * liver.grid.voxel_volume_mm3 / max(whole, 1.0))
+    low, high = _LIKELY_VOLUME_RATIO
+    if not low < ratio < high:
+        monitor.log(
+            f"The liver found in the CT has {ratio:.2f} times the volume of the MRI's: it is not used, "
+            "registration goes by the images alone."
+        )
+        return None
+    return liver
+
+
 # -- registration -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Registered:
-    """transform: CT point -> MRI point on the result's field grid.
+    """transform: CT point -> MRI point on the result's field grid. predicted: MSCGUNet's field, where it was kept.
 
     All of it in the CT's frame; `in_world` turns a field back.
     """
@@ -241,6 +368,7 @@ class Registered:
     moving: Scan
     score_before: float
     score: float
+    predicted: Predicted | None = None
 
 
 def in_world(field: DisplacementField, inputs: Inputs) -> DisplacementField:
@@ -294,13 +422,43 @@ def _align(inputs: Inputs, stages: tuple[str, ...], seed: int, monitor: Monitor)
     )
 
 
+def _predict(start: Registered, model: ModelEntry | None, device: torch.device, monitor: Monitor) -> Registered:
+    """MSCGUNet's deformation on top of the alignment, kept as the refinement's start where the score improves."""
+    if model is None:
+        return start
+    predicted = predict(start.fixed, start.moving, start.alignment.transform, model, device, monitor)
+    transform = combine(start.alignment.transform, predicted.transform, start.transform.grid)
+    score = start.scorer(transform)
+    kept = score < start.score and predicted.min_jacobian > 0
+    candidates = [*start.candidates, results.Candidate(start.alignment.winner.name, "mscgunet", score, kept)]
+    if not kept:
+        monitor.log("MSCGUNet's prediction did not improve the score and was dropped.")
+        return replace(start, candidates=candidates)
+    return replace(
+        start,
+        candidates=candidates,
+        stages_kept=[*start.stages_kept, "mscgunet"],
+        transform=transform,
+        score=score,
+        predicted=predicted,
+    )
+
+
 def _refine(
     inputs: Inputs, start: Registered, stages: tuple[str, ...], preset: Preset, device: torch.device, monitor: Monitor
 ) -> Registered:
     if "refinement" not in stages:
         return start
     fixed, moving = _scans(inputs.in_ct_frame(), preset.spacing_mm)
-    refinement = refine(fixed, moving, start.alignment.transform, preset.refinement, device=device, monitor=monitor)
+    refinement = refine(
+        fixed,
+        moving,
+        start.alignment.transform,
+        preset.refinement,
+        start=start.predicted,
+        device=device,
+        monitor=monitor,
+    )
     transform = combine(start.alignment.transform, refinement.field, start.transform.grid)
     score = start.scorer(transform)
     kept = score < start.score and refinement.min_jacobian > 0
@@ -328,6 +486,42 @@ def _before(inputs: Inputs, monitor: Monitor) -> tuple[Volume, Volume]:
     return resample_mr(inputs.mr, initial, inputs.ct.grid), labels
 
 
+# -- segmentation alone ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class SegmentArguments:
+    """The command line's options of `segment`, with underscores. out: the label map's file."""
+
+    image: str
+    out: str
+    modality: str = "auto"
+    segmentation_model: str | None = None
+    overwrite: bool = False
+    device: str = "auto"
+
+
+def segment_image(arguments: SegmentArguments, monitor: Monitor) -> Path:
+    """Write the liver and tumours that the UNet finds in an image as a label map; returns its path.
+
+    1 liver, 2 and above one tumour each, largest first. Raises InputError, ModelError, DeviceError, Cancelled.
+    """
+    if arguments.modality not in MODALITIES:
+        raise InputError(f'Modality: "{arguments.modality}" is not known; choose one of {", ".join(MODALITIES)}.')
+    device = choose_device(arguments.device)
+    model = find(arguments.segmentation_model, "segmentation")
+    monitor.plan({"read": 2, "segmentation": 4, "write": 1})
+    with open_file(arguments.out, arguments.overwrite) as path:
+        with monitor.stage("read"):
+            image = read_volume(arguments.image, "Image")
+            modality = modality_of(image) if arguments.modality == "auto" else arguments.modality
+            monitor.log(f"The image is taken for {'a CT' if modality == 'ct' else 'an MRI'}.")
+        with monitor.stage("segmentation"):
+            labels = segment(image, modality, model, device, monitor).labels_on(image.grid)
+        with monitor.stage("write"):
+            write_volume(labels.volume, path)
+            monitor.check()
+    return Path(arguments.out)
+
+
 # -- the result folder --------------------------------------------------------------------------------------------
 def _write_volumes(
     folder: Path, labels: Propagation, mr_on_ct: Volume, transform: DisplacementField, monitor: Monitor
@@ -346,6 +540,7 @@ def _describe(
     inputs: Inputs,
     registration: Registered,
     propagation: Propagation,
+    networks: Networks,
     preset: Preset,
     stages: tuple[str, ...],
     device: torch.device,
@@ -364,8 +559,10 @@ def _describe(
         inputs={
             "mr": results.InputFile.of(arguments.mr, inputs.mr.grid),
             "ct": results.InputFile.of(arguments.ct, inputs.ct.grid),
-            "mr_labels": results.InputFile.of(arguments.mr_labels, inputs.labels.volume.grid),
-            "ct_liver": results.InputFile.of(arguments.ct_liver, inputs.ct_liver.grid) if inputs.ct_liver else None,
+            "mr_labels": results.InputFile.of(arguments.mr_labels, inputs.labels.volume.grid)
+            if arguments.mr_labels
+            else None,
+            "ct_liver": results.InputFile.of(arguments.ct_liver, inputs.ct_liver.grid) if arguments.ct_liver else None,
             "initial_transform": results.InputFile.of(arguments.initial_transform)
             if arguments.initial_transform
             else None,
@@ -379,6 +576,7 @@ def _describe(
             "working_spacing_mm": preset.spacing_mm,
             "alignment_spacing_mm": ALIGNMENT_SPACING_MM,
             "mr_label_map": arguments.mr_label_map,
+            "livers_found_by_network": list(inputs.found),
             "refinement": asdict(preset.refinement),
             "machine": platform.machine(),
         },
@@ -399,6 +597,11 @@ def _describe(
         tumours=[_tumour(propagation.carried[label.value], propagation) for label in propagation.labels.tumours],
         run=run,
         timings_s=dict(monitor.seconds),
+        models=[
+            results.Model(entry.id, entry.file, entry.sha256, role)
+            for role, entry in (("registration", networks.registration), ("segmentation", networks.segmentation))
+            if entry is not None
+        ],
         metrics={"liver_inside_ct_fraction": registration.alignment.overlap},
         warnings=[],
     )

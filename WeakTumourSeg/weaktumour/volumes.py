@@ -25,6 +25,8 @@ from .errors import InputError
 _ORTHONORMAL_TOLERANCE = 1e-3
 _GEOMETRY_TOLERANCE_MM = 1e-3
 _SLICE_GAP_TOLERANCE = 0.02  # of the slice distance, besides 0.05 mm
+# Powers of two: the decimal numbers that spacings and origins are made of then lie on or off the steps, not half way.
+_SNAP_ORIGIN_MM, _SNAP_SPACING_MM, _SNAP_DIRECTION = 2.0**-7, 2.0**-17, 2.0**-15
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,27 @@ class Grid:
         origin = motion[:3, :3] @ np.asarray(self.origin) + motion[:3, 3]
         return Grid(self.size, self.spacing, tuple(origin), (motion[:3, :3] @ self.axes).ravel())
 
+    def along_patient_axes(self) -> Grid:
+        """The same lattice in the storage order nearest to LPS."""
+        voxel = Grid((1, 1, 1), self.spacing, self.origin, self.direction).apply_to(sitk.Image([1] * 3, sitk.sitkUInt8))
+        axes = Grid.of(sitk.DICOMOrient(voxel, "LPS")).axes
+        order = np.abs(axes.T @ self.axes).argmax(axis=1)
+        corners = self.corners(0.0)
+        first = corners[(corners @ axes).sum(axis=1).argmin()]
+        return Grid(np.asarray(self.size)[order], np.asarray(self.spacing)[order], first, axes.ravel())
+
+    def snapped(self) -> Grid:
+        """The same lattice to within about 0.01 mm, its geometry rounded.
+
+        Two files of one scan, turned or stored as float32, differ in the last digits; here they become the same.
+        """
+        return Grid(
+            self.size,
+            round_to(self.spacing, _SNAP_SPACING_MM),
+            round_to(self.origin, _SNAP_ORIGIN_MM),
+            round_to(self.direction, _SNAP_DIRECTION),
+        )
+
     @staticmethod
     def around(points_mm: np.ndarray, spacing_mm: float, margin_mm: float = 0.0, like: Grid | None = None) -> Grid:
         """An isotropic grid along the axes of `like` (by default LPS) that covers the points and a margin.
@@ -198,9 +221,9 @@ class Volume:
 
     def along_patient_axes(self) -> Volume:
         """The same voxels in the storage order nearest to LPS, so that no result depends on how a file was stored."""
-        image = self.to_image()
-        oriented = sitk.DICOMOrient(image, "LPS")
-        return self if Grid.of(oriented).same_as(self.grid) else Volume.from_image(oriented)
+        if self.grid.along_patient_axes().same_as(self.grid):
+            return self
+        return Volume.from_image(sitk.DICOMOrient(self.to_image(), "LPS"))
 
     def resample_to(self, grid: Grid, *, outside: float = 0.0, antialias: bool = True) -> Volume:
         """Linear interpolation onto another grid, float32; voxels beyond this volume get `outside`.
@@ -218,6 +241,11 @@ class Volume:
             image, list(grid.size), identity, sitk.sitkLinear, *geometry, float(outside), sitk.sitkFloat32
         )
         return Volume(sitk.GetArrayFromImage(resampled), grid)
+
+
+def round_to(values: np.ndarray | tuple[float, ...], step: float) -> np.ndarray:
+    """Values rounded to multiples of a step, zero without a sign."""
+    return np.round(np.asarray(values) / step) * step + 0.0
 
 
 def _spacing_along(own: Grid, target: Grid) -> np.ndarray:

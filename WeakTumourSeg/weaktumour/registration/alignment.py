@@ -348,7 +348,7 @@ def _fit_distances(fixed: Scan, moving: Scan, start: Affine, transform: sitk.Tra
     mask = np.abs(moving.liver_distance_mm) < LIVER_REGION_MM
     method.SetMetricFixedMask(moving.grid.apply_to(sitk.GetImageFromArray(mask.astype(np.uint8))))
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentagePerLevel([0.5, 0.25])
+    method.SetMetricSamplingPercentagePerLevel([0.5, 0.25], 1)  # regular samples are jittered; the default is the clock
     return _run(
         method,
         _sitk_image(moving.liver_distance_mm, moving.grid),
@@ -372,7 +372,12 @@ def _run(
     centre = moving.grid.index_to_world(np.argwhere(moving.liver_distance_mm < 0)[:, ::-1].mean(0))
     transform.SetCenter(centre.tolist())
     base = start.inverse()  # MRI -> CT
-    method.SetMovingInitialTransform(base.to_sitk())
+    # ITK gives the transform the centre of this one, without a word: left at the world's origin, the result depends on
+    # where that is, and the optimiser creeps where it is far away.
+    about_liver = base.to_sitk()
+    about_liver.SetCenter(centre.tolist())
+    about_liver.SetTranslation((base.transform_points(centre) - centre).tolist())
+    method.SetMovingInitialTransform(about_liver)
     method.SetInitialTransform(transform, inPlace=True)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(

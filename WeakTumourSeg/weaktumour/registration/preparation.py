@@ -110,11 +110,13 @@ def _largest_body(mask: np.ndarray) -> np.ndarray:
 def _signed_distance(mask: Volume | None, grid: Grid, threshold: float = 0.5) -> np.ndarray | None:
     """Signed distance to the mask's surface in mm, cut off at the limit, on the working grid.
 
-    threshold: share of a working voxel that must be mask; low keeps small objects.
+    mask: bool, or a probability whose surface is at 0.5. threshold: share of a working voxel that must be mask; low
+    keeps small objects.
     """
     if mask is None or not mask.array.any():
         return None
-    share = Volume(mask.array.astype(np.uint8), mask.grid).along_patient_axes().resample_to(grid).array
+    array = mask.array.astype(np.float32 if mask.array.dtype.kind == "f" else np.uint8)
+    share = Volume(array, mask.grid).along_patient_axes().resample_to(grid).array
     inside = share >= min(threshold, float(share.max()))
     image = sitk.GetImageFromArray(inside.astype(np.uint8))
     image.SetSpacing(grid.spacing)

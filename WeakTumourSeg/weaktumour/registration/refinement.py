@@ -1,7 +1,8 @@
 """Refinement ("instance optimisation"): the smooth, invertible deformation that is left after alignment.
 
 The transform is  fixed -> moving  =  alignment o exp(v),  with v a stationary velocity field (Arsigny et al. 2006;
-Ashburner 2007) given by cubic B-spline coefficients on a coarse grid, then on finer ones. Adam minimises
+Ashburner 2007) given by cubic B-spline coefficients on a coarse grid, then on finer ones, on top of what MSCGUNet
+predicted. Adam minimises
 
     (MIND-SSC fixed - MIND-SSC moving)^2      where both images have tissue and no lesion
   + distance between the livers' surfaces     where both masks are known; else
@@ -30,6 +31,7 @@ import torch.nn.functional as F
 from ..deformation import Affine, DisplacementField, integrate, jacobian_determinant, sample, warp
 from ..progress import Monitor
 from ..volumes import Grid
+from .prediction import Predicted
 from .preparation import Scan, resample_affine, tensor, unlike_liver
 from .similarity import CHANNELS, erode, mind_ssc
 
@@ -98,12 +100,18 @@ def refine(
     alignment: Affine,
     settings: RefinementSettings,
     *,
+    start: Predicted | None = None,
     device: torch.device,
     monitor: Monitor,
 ) -> Refinement:
-    """Deform on top of an alignment. fixed and moving share their spacing (isotropic, mm)."""
+    """Deform on top of an alignment. fixed and moving share their spacing (isotropic, mm).
+
+    start: a velocity to begin with, which stays part of what the regularisation weighs.
+    """
     problem = _Problem(fixed, moving, alignment, settings, device)
     velocity = _Velocity(problem.grid, device)
+    if start is not None:
+        velocity.begin_with(start)
     total, done = sum(level.steps for level in settings.levels), 0
     for level in settings.levels:
         problem.optimise(velocity, level, lambda step, done=done: monitor.update((done + step) / total))
@@ -133,7 +141,8 @@ class _Velocity:
     """v in mm as a sum of B-spline layers, to be evaluated on any lattice along the working grid's axes."""
 
     def __init__(self, grid: Grid, device: torch.device) -> None:
-        self.spacing, self.device = grid.spacing[0], device
+        self.grid, self.spacing, self.device = grid, grid.spacing[0], device
+        self.given: tuple[torch.Tensor, list[float], float] | None = None
         self.extent_mm = [(n - 1) * self.spacing for n in grid.shape]  # z, y, x
         self.layers: list[tuple[torch.Tensor, float]] = []
 
@@ -141,6 +150,11 @@ class _Velocity:
         """(1, 3, knots z, y, x) zeros, to be optimised and added with `add`."""
         knots = [int(np.ceil(extent / control_mm)) + 3 for extent in self.extent_mm]
         return torch.zeros((1, 3, *knots), device=self.device)
+
+    def begin_with(self, start: Predicted) -> None:
+        """A velocity on a lattice of its own along the same axes, linear between its nodes, zero beyond them."""
+        first = (np.asarray(start.grid.origin) - np.asarray(self.grid.origin)) @ self.grid.axes  # x, y, z, mm
+        self.given = (start.velocity_mm.to(self.device), first[::-1].tolist(), start.grid.spacing[0])
 
     def add(self, control: torch.Tensor, control_mm: float) -> None:
         self.layers.append((control, control_mm))
@@ -153,9 +167,7 @@ class _Velocity:
             distance = (position[:, None] / control_mm - (torch.arange(knots, device=self.device) - 1)[None]).abs()
             near = 2 / 3 - distance**2 + distance**3 / 2
             far = (2 - distance).clamp(min=0) ** 3 / 6
-            depth = torch.minimum(position, extent - position) / min(_FADE_MM, max(extent / 2, 1e-3))
-            fade = 0.5 - 0.5 * torch.cos(torch.pi * depth.clamp(0, 1))
-            result.append(fade[:, None] * torch.where(distance < 1, near, far))
+            result.append(_fade(position, extent)[:, None] * torch.where(distance < 1, near, far))
         return result
 
     def on(self, positions: list[torch.Tensor]) -> torch.Tensor:
@@ -163,7 +175,21 @@ class _Velocity:
         total = torch.zeros((1, 3, *(len(p) for p in positions)), device=self.device)
         for control, control_mm in self.layers:
             total = total + _separable(control, self.bases(positions, control_mm))
+        if self.given is not None:
+            values, first, spacing = self.given
+            matrices = []
+            for axis, (position, extent) in enumerate(zip(positions, self.extent_mm, strict=True)):
+                nodes = first[axis] + spacing * torch.arange(values.shape[2 + axis], device=self.device)
+                hats = (1 - (position[:, None] - nodes[None]).abs() / spacing).clamp(min=0)
+                matrices.append(_fade(position, extent)[:, None] * hats)
+            total = total + _separable(values, matrices)
         return total
+
+
+def _fade(position: torch.Tensor, extent: float) -> torch.Tensor:
+    """1 inside the working grid, falling to 0 at its faces. position: mm from the first voxel centre."""
+    depth = torch.minimum(position, extent - position) / min(_FADE_MM, max(extent / 2, 1e-3))
+    return 0.5 - 0.5 * torch.cos(torch.pi * depth.clamp(0, 1))
 
 
 def _separable(values: torch.Tensor, matrices: list[torch.Tensor]) -> torch.Tensor:
