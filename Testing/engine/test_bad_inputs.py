@@ -421,7 +421,8 @@ def test_a_device_that_is_absent(files, tmp_path, capfd, monkeypatch):
         ("register --out o --mr m --ct c --seed one", "--seed"),
         ("register --out o --mr m --ct c --uncertainty on", "--uncertainty"),
         ("register --out o --mr m --ct c --over", "--over"),
-        ("segment x --out y", "segment"),
+        ("segment --out y.nii.gz", "IMAGE"),
+        ("segment x --modality pet --out y.nii.gz", "--modality"),
         ("", "COMMAND"),
     ],
 )

@@ -81,15 +81,16 @@ def test_only_what_exists_is_offered(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(word in text for word in ("demo", "simulate", "register"))
-    assert not any(word in text for word in ("segment", "benchmark", "train", "dataset", "models"))
+    assert all(word in text for word in ("demo", "simulate", "register", "segment", "models", "train"))
+    assert not any(word in text for word in ("benchmark", "evaluate", "analyse", "batch", "dataset"))
 
 
 def test_options_reach_the_worker(tmp_path, simulated_case, registered_result):
     run = Recorded(simulated_case, registered_result)
     values = {
         "mr": "m", "ct": "c", "mr_labels": "l", "mr_label_map": "1=liver", "ct_liver": "k", "initial_transform": "t",
-        "preset": "thorough", "stages": "alignment", "device": "cpu", "seed": 4,
+        "preset": "thorough", "stages": "alignment",
+        "registration_model": "r", "segmentation_model": "none", "device": "cpu", "seed": 4,
     }  # fmt: skip
     line = [word for name, value in values.items() for word in ("--" + name.replace("_", "-"), str(value))]
     assert cli.main(["register", "--out", str(tmp_path / "out"), "--overwrite", *line], run=run) == 0

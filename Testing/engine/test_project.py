@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -104,6 +105,7 @@ def test_what_cmake_installs_runs(tmp_path: Path):
     modules = target / "lib/modules"
     assert check.files_of(modules) == check.files_of(MODULE)
     assert_runs_from(modules, tmp_path)
+    assert_has_the_models(modules, modules / "Resources/Models", tmp_path)
 
 
 # -- what pip installs ------------------------------------------------------------------------------------------------
@@ -131,9 +133,11 @@ def test_the_wheel_holds_the_whole_engine(wheel: Path):
         metadata = HeaderParser().parsestr(archive.read(f"{info}/METADATA").decode())
         scripts = archive.read(f"{info}/entry_points.txt").decode()
         licence = archive.read(f"{info}/licenses/LICENSE")
-    assert sorted(name for name in names if not name.startswith(info)) == [
-        name for name in check.files_of(MODULE) if name.startswith("weaktumour/")
-    ]
+    # For Slicer the models stand beside the engine.
+    expected = [name.replace("Resources/Models/", "weaktumour/shipped_models/") for name in check.files_of(MODULE)]
+    assert sorted(name for name in names if not name.startswith(info)) == sorted(
+        name for name in expected if name.startswith("weaktumour/")
+    )
     assert metadata["Version"] == __version__
     assert "weaktumour = weaktumour.cli:main" in scripts
     assert licence == (REPOSITORY / "LICENSE").read_bytes()
@@ -143,6 +147,7 @@ def test_the_wheel_runs_elsewhere(wheel: Path, tmp_path: Path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     assert_runs_from(tmp_path / "site", tmp_path)
+    assert_has_the_models(tmp_path / "site", tmp_path / "site/weaktumour/shipped_models", tmp_path)
 
 
 def assert_runs_from(site: Path, cwd: Path) -> None:
@@ -153,6 +158,22 @@ def assert_runs_from(site: Path, cwd: Path) -> None:
     told = run(sys.executable, "-c", code, cwd=cwd, PYTHONPATH=str(site))
     assert told.returncode == 0, told.stderr
     assert Path(told.stdout.strip()).is_relative_to(site)
+
+
+def assert_has_the_models(site: Path, folder: Path, cwd: Path) -> None:
+    """The engine of that folder finds all shipped models there, and they load."""
+    shipped = json.loads((MODULE / "Resources/Models/models.json").read_text(encoding="utf-8"))
+    environment = {"PYTHONPATH": str(site), "WEAKTUMOUR_MODELS": str(cwd / "no-models-of-mine")}
+    listed = run(sys.executable, "-m", "weaktumour", "models", "list", "--json", cwd=cwd, **environment)
+    assert listed.returncode == 0, listed.stderr
+    assert [Path(entry["path"]) for entry in json.loads(listed.stdout)] == [
+        folder.resolve() / entry["file"] for entry in shipped["models"]
+    ]
+    verified = run(sys.executable, "-m", "weaktumour", "models", "verify", cwd=cwd, **environment)
+    assert verified.returncode == 0, verified.stderr
+    code = "import weaktumour.models as m; print(m.shipped_folder())"
+    told = run(sys.executable, "-c", code, cwd=cwd, **environment)
+    assert Path(told.stdout.strip()).resolve() == folder.resolve(), told.stderr
 
 
 def test_each_dependency_is_pinned_within_its_range():
@@ -222,9 +243,11 @@ def test_readme_names_the_options_there_are():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     usage = re.search(r"```text\n(.*?)```", text, re.DOTALL).group(1)
     commands = re.split(r"^weaktumour ", usage, flags=re.MULTILINE)[1:]
-    assert [command.split()[0] for command in commands] == ["demo", "simulate", "register"]
+    assert [command.split()[0] for command in commands] == ["demo", "simulate", "register", "segment", "models", "train"]
     for command in commands:
         name = command.split()[0]
+        if name == "models":  # its actions have options of their own
+            continue
         told = run(sys.executable, "-m", "weaktumour", name, "--help", cwd=REPOSITORY)
         assert told.returncode == 0, told.stderr
         assert set(re.findall(r"--[a-z-]+", command)) == set(re.findall(r"--[a-z-]+", told.stdout)) - {"--help"}

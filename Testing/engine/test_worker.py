@@ -183,7 +183,6 @@ def test_a_full_request_is_read():
         (request_text(schema=...), "schema None is not known"),
         (request_text(schema=True), "schema True is not known"),
         (request_text(cancel="x"), "unknown key 'cancel'"),
-        (request_text(operation="segment"), "later version"),
         (request_text(operation="explode"), "'explode' is not known"),
         (request_text(operation=["register"]), "is not known"),
         (request_text(operation=...), "is not known"),

@@ -1,7 +1,7 @@
-"""The command line: `weaktumour demo | simulate | register`.
+"""The command line: `weaktumour demo | simulate | register | models`.
 
-Each command is a request to the worker (worker.py), whose events become a progress bar, lines and one error line on
-stderr; results go to stdout. Exit 0 done, 2 input error, 3 cancelled, 1 anything else.
+Work on images is a request to the worker (worker.py), whose events become a progress bar, lines and one error line on
+stderr; results go to stdout. `models` works in this process. Exit 0 done, 2 input error, 3 cancelled, 1 anything else.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
-from .errors import InputError
+from .errors import InputError, WeakTumourError
 from .progress import Event
+from .training.command import add_parser as add_train_parser
+from .training.command import run as run_training
 from .worker import EXIT_DONE, EXIT_INPUT, OPERATIONS, Listener, Option, Request, supervise
 from .workspace import check_out, remove_tree
 
@@ -36,10 +38,15 @@ def main(arguments: Sequence[str] | None = None, run: Runner = supervise) -> int
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     try:
-        return {"demo": _demo, "simulate": _simulate, "register": _register}[command](options, run)
-    except InputError as error:
+        if command == "models":
+            return _MODELS_ACTIONS[str(options.pop("action"))](options)
+        if command == "train":
+            return run_training(options)
+        commands = {"demo": _demo, "simulate": _simulate, "register": _register, "segment": _segment}
+        return commands[command](options, run)
+    except WeakTumourError as error:
         _complain(str(error))
-        return EXIT_INPUT
+        return error.exit_code
     except KeyboardInterrupt:
         _complain("cancelled.")
         return 3
@@ -57,6 +64,13 @@ def _simulate(options: dict[str, object], run: Runner) -> int:
     code = _run("simulate", options, run)
     if code == EXIT_DONE:
         print(f"Case folder: {options['out']}")
+    return code
+
+
+def _segment(options: dict[str, object], run: Runner) -> int:
+    code = _run("segment", options, run)
+    if code == EXIT_DONE:
+        print(f"Label map: {options['out']}\n{_RESEARCH_USE}")
     return code
 
 
@@ -97,6 +111,84 @@ def _demo(options: dict[str, object], run: Runner) -> int:
 
         webbrowser.open((result / "report.html").resolve().as_uri())
     return code
+
+
+def _models_list(options: Mapping[str, object]) -> int:
+    from . import models
+
+    defaults = {models.default_id(task) for task in models.TASKS}
+    rows = [
+        {
+            **entry.to_dict(),
+            "origin": entry.origin,
+            "default": entry.id in defaults,
+            "path": str(entry.path.resolve()),
+            "size_bytes": entry.path.stat().st_size if entry.path.is_file() else None,
+        }
+        for entry in models.list_models()
+    ]
+    if options["json"]:
+        print(json.dumps(rows, indent=2))
+    elif rows:
+        table = [
+            (
+                row["id"],
+                row["task"],
+                "missing" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.1f} MB",
+                row["licence"],
+                "default" if row["default"] else "-",
+                row["origin"],
+            )
+            for row in rows
+        ]
+        _print_table(("model", "task", "size", "licence", "default", "origin"), table)
+    else:
+        print("There are no models; weaktumour models import FILE adds one.")
+    return EXIT_DONE
+
+
+def _models_verify(options: Mapping[str, object]) -> int:
+    from . import models
+
+    named = options["id"]
+    code = EXIT_DONE
+    entries = models.list_models() if named is None else [models.find_any(str(named))]
+    if not entries:
+        print("There are no models to check.")
+    for entry in entries:
+        try:
+            models.verify(entry)
+        except WeakTumourError as error:
+            _complain(str(error))
+            code = error.exit_code
+        else:
+            print(f"{entry.id}: checksum and weights are right.", flush=True)
+    return code
+
+
+def _models_import(options: Mapping[str, object]) -> int:
+    from . import models
+
+    named = options["id"]
+    entry = models.import_model(str(options["file"]), None if named is None else str(named), bool(options["overwrite"]))
+    print(f"Imported {entry.id} ({entry.task}): {entry.path.resolve()}")
+    return EXIT_DONE
+
+
+def _models_remove(options: Mapping[str, object]) -> int:
+    from . import models
+
+    entry = models.remove(str(options["id"]))
+    print(f"Removed {entry.id}.")
+    return EXIT_DONE
+
+
+_MODELS_ACTIONS = {
+    "list": _models_list,
+    "verify": _models_verify,
+    "import": _models_import,
+    "remove": _models_remove,
+}
 
 
 def _run(operation: str, options: Mapping[str, object], run: Runner) -> int:
@@ -267,15 +359,45 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--no-open", action="store_true", help="do not open the report in a browser")
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="which patient to simulate (default: 0)")
 
-    for name in ("simulate", "register"):
+    for name in ("simulate", "register", "segment"):
         operation = OPERATIONS[name]
         command = commands.add_parser(
             name, help=operation.help, description=_sentence(operation.help), allow_abbrev=False
         )
-        command.add_argument("--out", required=True, metavar="DIR", help="folder to write; must be new or empty")
+        if operation.writes_file:
+            command.add_argument(
+                "--out", required=True, metavar="LABELS", help="label map to write (.nii.gz, .nrrd, ...)"
+            )
+        else:
+            command.add_argument("--out", required=True, metavar="DIR", help="folder to write; must be new or empty")
         for option in operation.options:
             _add_option(command, option)
+    _add_models(commands)
+    add_train_parser(commands)
     return parser
+
+
+def _add_models(commands: argparse._SubParsersAction) -> None:
+    text = "list, check, import and remove the networks' weights"
+    actions = commands.add_parser("models", help=text, description=_sentence(text), allow_abbrev=False)
+    actions = actions.add_subparsers(dest="action", required=True, metavar="ACTION")
+    parsers = {
+        name: actions.add_parser(name, help=text, description=_sentence(text), allow_abbrev=False)
+        for name, text in {
+            "list": "show the models there are, shipped and imported",
+            "verify": "check the checksum of each model (or of one), and that its weights load",
+            "import": "copy a weights file to your own models",
+            "remove": "delete a model that you imported",
+        }.items()
+    }
+    parsers["list"].add_argument("--json", action="store_true", help="everything that is known of them, as JSON")
+    parsers["verify"].add_argument("id", nargs="?", metavar="ID", help="the model to check (default: all)")
+    parsers["import"].add_argument(
+        "file", metavar="FILE", help="a weights file of this program, or a published MSCGUNet checkpoint"
+    )
+    parsers["import"].add_argument("--id", metavar="ID", help="what to call it (default: the file's name)")
+    parsers["import"].add_argument("--overwrite", action="store_true", help="replace an imported model of that id")
+    parsers["remove"].add_argument("id", metavar="ID", help="the model to delete")
 
 
 def _sentence(text: str) -> str:
@@ -284,6 +406,9 @@ def _sentence(text: str) -> str:
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     flag = "--" + option.name.replace("_", "-")
+    if option.positional:
+        parser.add_argument(option.name, metavar=option.metavar, help=option.help)
+        return
     if option.type is bool:
         parser.add_argument(flag, action="store_true", help=option.help)
         return

@@ -30,7 +30,7 @@ from typing import Any
 from . import __version__
 from .errors import Cancelled, InputError, WeakTumourError
 from .progress import Event, Monitor
-from .workspace import check_out, open_workspace, process_is_alive, remove_stale
+from .workspace import check_out, check_out_file, open_workspace, process_is_alive, remove_stale
 
 SCHEMA = 1
 EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_CANCELLED = 0, 1, 2, 3
@@ -57,15 +57,17 @@ class Option:
     choices: tuple[str, ...] = ()
     metavar: str | None = None
     is_path: bool = False
+    positional: bool = False
 
 
 @dataclass(frozen=True)
 class Operation:
-    """perform(arguments, out, monitor) does the work and returns the finished folder."""
+    """perform(arguments, out, monitor) does the work and returns the finished folder, or file with `writes_file`."""
 
     help: str
     options: tuple[Option, ...]
     perform: Callable[[dict[str, Any], Path, Monitor], Path]
+    writes_file: bool = False
 
 
 def _register(arguments: dict[str, Any], out: Path, monitor: Monitor) -> Path:
@@ -87,6 +89,13 @@ def _simulate(arguments: dict[str, Any], out: Path, monitor: Monitor) -> Path:
     return out
 
 
+def _segment(arguments: dict[str, Any], out: Path, monitor: Monitor) -> Path:
+    from .pipeline import SegmentArguments, segment_image
+
+    return segment_image(SegmentArguments(out=str(out), **arguments), monitor)
+
+
+_DEVICE = Option("device", str, "where to compute", default="auto", choices=("auto", "cpu", "cuda", "mps"))
 _OVERWRITE = Option("overwrite", bool, "replace a former result in OUT; it stays until the new one is complete")
 _SEED = Option("seed", int, "random seed; the same seed gives the same result", default=0, metavar="N")
 
@@ -114,15 +123,44 @@ OPERATIONS: dict[str, Operation] = {
                 metavar="T",
             ),
             Option("preset", str, "how long to refine", default="balanced", choices=("fast", "balanced", "thorough")),
-            Option("stages", str, "comma-separated stages to run", default="alignment,refinement", metavar="STAGES"),
-            Option("device", str, "where to compute", default="auto", choices=("auto", "cpu", "cuda", "mps")),
+            Option(
+                "stages",
+                str,
+                "comma-separated stages to run",
+                default="alignment,mscgunet,refinement",
+                metavar="STAGES",
+            ),
+            Option("registration_model", str, "MSCGUNet to use, see models list", metavar="ID"),
+            Option(
+                "segmentation_model", str, "UNet that finds livers nobody drew, or none, see models list", metavar="ID"
+            ),
+            _DEVICE,
             _SEED,
         ),
         _register,
     ),
+    "segment": Operation(
+        "find liver and tumours in an MRI or a CT",
+        (
+            Option(
+                "image",
+                str,
+                "the MRI or CT: NIfTI, NRRD, MHA or a DICOM folder",
+                required=True,
+                metavar="IMAGE",
+                is_path=True,
+                positional=True,
+            ),
+            Option("modality", str, "what the image is", default="auto", choices=("auto", "ct", "mr")),
+            Option("segmentation_model", str, "UNet to use, see models list", metavar="ID"),
+            Option("overwrite", bool, "replace OUT where it exists"),
+            _DEVICE,
+        ),
+        _segment,
+        writes_file=True,
+    ),
     "simulate": Operation("simulate a patient with known truth", (_OVERWRITE, _SEED), _simulate),
 }
-_LATER = ("segment",)
 
 
 @dataclass(frozen=True)
@@ -163,10 +201,6 @@ class Request:
         if unknown:
             raise InputError(f"request: unknown key {unknown[0]!r}; known are {', '.join(known)}.")
         operation, arguments = content.get("operation"), content.get("arguments", {})
-        if operation in _LATER:
-            raise InputError(
-                f"request: operation {operation!r} comes with a later version; use {' or '.join(OPERATIONS)}."
-            )
         if not isinstance(operation, str) or operation not in OPERATIONS:
             raise InputError(f"request: operation {operation!r} is not known; use {' or '.join(OPERATIONS)}.")
         if not isinstance(arguments, dict):
@@ -190,7 +224,8 @@ class Request:
 
     def check_folders(self) -> None:
         """Raise InputError where OUT cannot be written, or replacing it would delete an input. No input is read."""
-        out = check_out(self.out, bool(self.arguments.get("overwrite")))
+        check = check_out_file if OPERATIONS[self.operation].writes_file else check_out
+        out = check(self.out, bool(self.arguments.get("overwrite")))
         for option in OPERATIONS[self.operation].options:
             path = self.arguments.get(option.name) if option.is_path else None
             if path and out in (real := Path(os.path.realpath(path)), *real.parents):

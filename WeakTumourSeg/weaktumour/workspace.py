@@ -24,6 +24,7 @@ from .errors import InputError
 # A folder may be overwritten only where one of these shows that this program wrote it: --overwrite with a slip of
 # the hand (--out ~) must never delete anything else.
 _OWN_MARKS = ("result.json", "case.json")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _DISK_FULL_BYTES = 1 << 20
 _TEMPORARY_VARIABLES = ("TMPDIR", "TEMP", "TMP")
 
@@ -64,6 +65,46 @@ def open_workspace(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         remove_tree(partial)
         _open_here.discard(partial)
+
+
+@contextmanager
+def open_file(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """As `open_workspace` for a result that is one file: yields where to write it; it becomes OUT when the block ends.
+
+    Raises InputError: OUT cannot be written, or exists and `overwrite` is not set.
+    """
+    target = check_out_file(out, overwrite)
+    remove_stale(target)
+    partial = _partial_folder(target, os.getpid())
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    _open_here.add(partial)
+    try:
+        yield partial / target.name
+        check_out_file(target, overwrite)
+        try:
+            (partial / target.name).replace(target)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+    finally:
+        remove_tree(partial)
+        _open_here.discard(partial)
+
+
+def check_out_file(out: str | Path, overwrite: bool = False) -> Path:
+    """The real path of OUT, when an image file can be written there. Changes nothing. Raises InputError."""
+    target = Path(os.path.realpath(out))
+    if not str(out).strip() or not target.name.lower().endswith(IMAGE_SUFFIXES):
+        raise InputError(f"--out: {out} does not end in one of {', '.join(IMAGE_SUFFIXES)}; name such a file.")
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out: the folder {target.parent} does not exist or is not writable; choose another.")
+    if target.is_dir():
+        raise InputError(f"--out: {target} is a folder; name a file.")
+    if target.exists() and not overwrite:
+        raise InputError(f"--out: {target} exists; choose another name or add --overwrite.")
+    return target
 
 
 def check_out(out: str | Path, overwrite: bool = False) -> Path:
