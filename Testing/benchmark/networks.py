@@ -42,6 +42,7 @@ from weaktumour.labels import TUMOUR, LabelMap, name_labels, parse_label_map, re
 from weaktumour.models import find
 from weaktumour.progress import Monitor
 from weaktumour.propagation import propagate_labels
+from weaktumour.registration.prediction import predict
 from weaktumour.segmentation import Segmentation, segment
 from weaktumour.simulation import VERSION, simulate_patient
 
@@ -284,12 +285,8 @@ def _variants(inputs: pipeline.Inputs, arguments: argparse.Namespace) -> Iterato
 
 
 def _forced(aligned: pipeline.Registered, network, device: torch.device) -> pipeline.Registered:
-    from weaktumour.registration.prediction import predict
-    from weaktumour.registration.refinement import combine
-
     found = predict(aligned.fixed, aligned.moving, aligned.alignment.transform, network, device, Monitor())
-    transform = combine(aligned.alignment.transform, found.transform, aligned.transform.grid)
-    return replace(aligned, transform=transform, score=aligned.scorer(transform))
+    return replace(aligned, deformation=found.transform)
 
 
 def _ablate_slabs(arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:

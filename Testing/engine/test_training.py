@@ -430,6 +430,20 @@ def test_the_true_displacement_makes_the_moving_labels_the_fixed_ones(sources):
     assert np.mean(wrong) < np.mean(before)
 
 
+@pytest.mark.parametrize("extra", [0, 1, 4])
+def test_a_pair_fits_its_network_both_ways(sources, extra):
+    config = replace(REGISTRATION, network={**REGISTRATION.network, "extra_channels": extra})
+    task = Registration(config, sources)
+    network = task.network().eval()
+    sample = task.sample(0, CPU)
+    for fixed, moving in ((sample.fixed, sample.moving), (sample.swapped_fixed, sample.swapped_moving)):
+        assert fixed.shape == moving.shape == (1, 1 + extra, 24, 24, 24)
+        assert torch.isfinite(torch.cat((fixed, moving))).all()
+        with torch.no_grad():
+            assert network(fixed, moving).displacement.shape == sample.displacement.shape
+    assert torch.equal(sample.swapped_fixed[:, 0], sample.moving[:, 0])
+
+
 # -- learning ---------------------------------------------------------------------------------------------------------
 class RepeatedRegistration(Registration):
     """Two pairs again and again: that the loss falls then tells of learning, not of easier samples."""
@@ -584,7 +598,7 @@ def start(
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "GLOO_SOCKET_IFNAME": "lo",
+        **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),  # whatever the machine calls itself
     }
     line = ["-m", *module, "weaktumour", "train", "registration", "--config", settings, "--out", out, *words]
     return subprocess.Popen(
@@ -658,7 +672,7 @@ def test_two_processes_learn_what_one_does(folder, uninterrupted, launcher):
         write_settings(folder / "two.json", devices=2)
         process = start(folder, out, settings="two.json")
     else:
-        module = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+        module = ("torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2", "-m")
         process = start(folder, out, "--until", str(until), module=module)
     told = finished(process)
     assert told.count("Weights: ") == 1, told
@@ -705,7 +719,7 @@ def refusal(capsys, *words: str) -> str:
         ({"shape": [64, 64, 4]}, "give at least 8 voxels a side"),
         ({"loss": "mse"}, 'loss "mse" is not one of labels, published'),
         ({"network": {"depth": 3}}, "does not fit mscgunet"),
-        ({"network": {"extra_channels": 2}}, "extra_channels 0 or 1"),
+        ({"network": {"extra_channels": 2}}, "network has extra_channels 0, 1"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(tmp_path, capsys, settings, sentence):

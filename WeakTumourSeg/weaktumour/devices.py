@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,15 @@ def choose_device(name: str) -> torch.device:
 
 
 T = TypeVar("T")
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager:
+    """Half precision where the hardware computes in it: float16 on a CUDA GPU, bfloat16 on CPUs made for it."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.float16)
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+    return nullcontext()
 
 
 def on_device(work: Callable[[torch.device], T], device: torch.device, monitor: Monitor) -> T:

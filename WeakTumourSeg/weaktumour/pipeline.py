@@ -38,7 +38,7 @@ from .quality import displacement_in_liver, jacobian_in_body, judge_run
 from .registration.alignment import Alignment, Scorer, align
 from .registration.prediction import Predicted, predict
 from .registration.preparation import Scan, prepare_ct, prepare_mr
-from .registration.refinement import Level, RefinementSettings, combine, refine
+from .registration.refinement import Composed, Level, RefinementSettings, combine, refine
 from .report import ReportData, write_report
 from .segmentation import MODALITIES, NoLiver, Segmentation, modality_of, segment
 from .volumes import Grid, Volume, check_hounsfield, read_volume, round_to, write_volume
@@ -354,21 +354,28 @@ def _find_ct_liver(
 # -- registration -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Registered:
-    """transform: CT point -> MRI point on the result's field grid. predicted: MSCGUNet's field, where it was kept.
+    """deformation: what comes before the alignment, None for nothing. grid: that of the result's field.
 
+    predicted: MSCGUNet's field, where it was kept.
     All of it in the CT's frame; `in_world` turns a field back.
     """
 
     alignment: Alignment
     candidates: list[results.Candidate]
     stages_kept: list[str]
-    transform: DisplacementField
+    deformation: DisplacementField | None
+    grid: Grid
     scorer: Scorer
     fixed: Scan
     moving: Scan
     score_before: float
     score: float
     predicted: Predicted | None = None
+
+    @cached_property
+    def transform(self) -> DisplacementField:
+        """CT point -> MRI point, alignment and deformation in one."""
+        return combine(self.alignment.transform, self.deformation, self.grid)
 
 
 def in_world(field: DisplacementField, inputs: Inputs) -> DisplacementField:
@@ -408,12 +415,12 @@ def _align(inputs: Inputs, stages: tuple[str, ...], seed: int, monitor: Monitor)
         alignment = Alignment.as_given(inputs.initial, scorer)
     winner = alignment.winner
     candidates = [results.Candidate(c.name, c.stage, c.score, c is winner) for c in alignment.candidates]
-    grid = field_grid(inputs.ct.grid)
     return Registered(
         alignment,
         candidates,
         ["alignment"] if winner.stage != "start" or winner.name != "as given" else [],
-        DisplacementField.of(alignment.transform, grid),
+        None,
+        field_grid(inputs.ct.grid),
         scorer,
         fixed,
         moving,
@@ -427,8 +434,7 @@ def _predict(start: Registered, model: ModelEntry | None, device: torch.device, 
     if model is None:
         return start
     predicted = predict(start.fixed, start.moving, start.alignment.transform, model, device, monitor)
-    transform = combine(start.alignment.transform, predicted.transform, start.transform.grid)
-    score = start.scorer(transform)
+    score = start.scorer(Composed(start.alignment.transform, predicted.transform))
     kept = score < start.score and predicted.min_jacobian > 0
     candidates = [*start.candidates, results.Candidate(start.alignment.winner.name, "mscgunet", score, kept)]
     if not kept:
@@ -438,7 +444,7 @@ def _predict(start: Registered, model: ModelEntry | None, device: torch.device, 
         start,
         candidates=candidates,
         stages_kept=[*start.stages_kept, "mscgunet"],
-        transform=transform,
+        deformation=predicted.transform,
         score=score,
         predicted=predicted,
     )
@@ -459,8 +465,7 @@ def _refine(
         device=device,
         monitor=monitor,
     )
-    transform = combine(start.alignment.transform, refinement.field, start.transform.grid)
-    score = start.scorer(transform)
+    score = start.scorer(Composed(start.alignment.transform, refinement.field))
     kept = score < start.score and refinement.min_jacobian > 0
     name = start.alignment.winner.name
     candidates = [*start.candidates, results.Candidate(name, "refinement", score, kept)]
@@ -471,7 +476,7 @@ def _refine(
         start,
         candidates=candidates,
         stages_kept=[*start.stages_kept, "refinement"],
-        transform=transform,
+        deformation=refinement.field,
         score=score,
     )
 

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
-from .devices import on_device
+from .devices import mixed_precision, on_device
 from .errors import InputError, ModelError
 from .labels import LIVER, TUMOUR, Label, LabelMap, equivalent_diameter
 from .models import ModelEntry, load
@@ -126,7 +126,7 @@ def _probability(network: nn.Module, value: torch.Tensor, monitor: Monitor) -> n
 
 
 def _softmax(network: nn.Module, value: torch.Tensor) -> np.ndarray:
-    with torch.autocast(value.device.type, dtype=torch.float16, enabled=value.device.type == "cuda"):
+    with mixed_precision(value.device):
         logits = network(value)
     return logits[0].float().softmax(0).cpu().numpy()
 

@@ -59,6 +59,8 @@ class MSCGUNet(nn.Module):
     should keep at least that many there (4 x 2^5 = 128 voxels a side for six levels), else cells repeat.
     latent_channels, hidden_channels: of the graph. full_head: a second decoder level and head at full resolution, whose
     velocity is averaged to the half grid; the half-resolution head then serves deep supervision only.
+    inputs_to_head: the half-resolution head sees the inputs too, averaged to its grid; worth it where these hold
+    directions already.
     norm: none (as published), instance or group (8 channels each) after the convolutions of encoder and decoder.
     dropout: in the graph. steps: of scaling and squaring. published: the published behaviour, see module.
 
@@ -74,6 +76,7 @@ class MSCGUNet(nn.Module):
         latent_channels: int = 9,
         hidden_channels: int = 16,
         full_head: bool = False,
+        inputs_to_head: bool = False,
         norm: str = "none",
         dropout: float = 0.1,
         steps: int = INTEGRATION_STEPS,
@@ -83,6 +86,8 @@ class MSCGUNet(nn.Module):
         widths = tuple(widths)
         if len(widths) < 3:
             raise ValueError(f"widths {list(widths)} need at least three levels")
+        if published and inputs_to_head:
+            raise ValueError("the published network's half-resolution head does not see the inputs")
         if len(nodes) != 3:
             raise ValueError(f"nodes {list(nodes)} need three numbers: z, y, x")
         if norm not in NORMS:
@@ -106,7 +111,9 @@ class MSCGUNet(nn.Module):
         skips = widths[-2:0:-1]  # from coarse to the half grid
         below = (latent_channels, *skips)
         self.up = nn.ModuleList(_block(low + skip, skip, norm) for low, skip in zip(below[:-1], skips, strict=True))
-        self.half_head = _head(widths[1], decoder_width, norm, linear=not published)
+        self.inputs_to_head = inputs_to_head
+        seen = 2 * self.image_channels if inputs_to_head else 0
+        self.half_head = _head(widths[1] + seen, decoder_width, norm, linear=not published)
         self.up_full = self.full_head = None
         if full_head or published:
             full_width = widths[1] if published else widths[0]
@@ -152,7 +159,8 @@ class MSCGUNet(nn.Module):
                 exponential(velocity), velocity, half_displacement, scg_loss, latent, adjacency, exponential
             )
 
-        velocity = _velocity(self.half_head, x)
+        half_inputs = [F.avg_pool3d(levels[0], 2)] if self.inputs_to_head else []
+        velocity = _velocity(self.half_head, torch.cat((x, *half_inputs), dim=1))
         half_displacement = integrate(velocity, self.steps)
         displacement = _on_full_grid(half_displacement, shape)
         exponential = partial(_half_grid_exponential, shape=shape, steps=self.steps)

@@ -75,7 +75,9 @@ def align(fixed: Scan, moving: Scan, initial: Affine, *, scorer: Scorer, seed: i
         and max(map(scorer.overlap, starts.values())) < 0.05
     ):
         raise InputError(_NOTHING_SHARED)
-    promising = _distinct(sorted(candidates, key=lambda c: c.score), moving)[:_OPTIMISED_STARTS]
+    # Two known livers leave less to search for.
+    count = _OPTIMISED_STARTS - (fixed.liver_distance_mm is not None)
+    promising = _distinct(sorted(candidates, key=lambda c: c.score), moving)[:count]
     for number, start in enumerate(promising):
         rigid = _optimise(fixed, moving, start.transform, sitk.Euler3DTransform(), seed, monitor)
         candidates.append(Candidate(start.name, "rigid", rigid, scorer(rigid)))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..deformation import Affine, DisplacementField, integrate, jacobian_determinant
 from ..devices import on_device
@@ -18,8 +19,10 @@ from ..models import ModelEntry, load
 from ..progress import Monitor
 from ..volumes import Grid
 from .preparation import DISTANCE_LIMIT_MM, Scan, resample_affine, tensor
+from .similarity import mind_ssc
 
 _FADE_MM = 24.0
+INPUT_CHANNELS = (1, 2, 5)  # for each image, see pair_inputs
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,15 @@ def predict(
     def run(device: torch.device) -> torch.Tensor:
         network = load(entry, device)
         channels = 1 if published else network.image_channels
-        inputs = [_input(scan, grid, transform, channels, device)
-                  for scan, transform in ((fixed, Affine.identity()), (moving, alignment))]  # fmt: skip
+        seen = [
+            _on_grid(scan, grid, transform, device)
+            for scan, transform in ((fixed, Affine.identity()), (moving, alignment))
+        ]
+        inputs = pair_inputs(*(value for value, _ in seen), *(distance for _, distance in seen), spacing, channels)
         with torch.no_grad():
             velocity = network(*inputs).velocity.float().cpu()
         if published:  # there it lies on the full grid, in its voxels
-            return torch.nn.functional.avg_pool3d(velocity, 2) / 2
+            return F.avg_pool3d(velocity, 2) / 2
         return velocity
 
     velocity = on_device(run, device, monitor)
@@ -82,25 +88,16 @@ def _cube(fixed: Scan, moving: Scan, alignment: Affine, spacing: float, shape: t
     return Grid(tuple(int(n) for n in size), (spacing,) * 3, tuple(origin), fixed.grid.direction)
 
 
-def _input(scan: Scan, grid: Grid, transform: Affine, channels: int, device: torch.device) -> torch.Tensor:
-    """(1, channels, z, y, x): the image, then the liver's probability where the network takes it (0: unknown)."""
-    parts = [resample_affine(tensor(scan.value * (scan.inside > 0.5)), scan.grid, grid, transform, outside=0.0)]
-    if channels > 1:
-        if scan.liver_distance_mm is None:
-            parts.append(torch.zeros_like(parts[0]))
-        else:
-            distance = tensor(scan.liver_distance_mm)
-            distance = resample_affine(distance, scan.grid, grid, transform, outside=DISTANCE_LIMIT_MM)
-            parts.append(liver_channel(distance))
-    return torch.cat(parts, 1).to(device)
-
-
-def liver_channel(distance_mm: torch.Tensor) -> torch.Tensor:
-    """The network's second channel: signed distance to the liver's surface, cut off at 20 mm, in units of 10 mm.
-
-    Distances tell far from the surface how far it has to move; a mask tells only at its edge.
-    """
-    return distance_mm.clamp(-20.0, 20.0) / 10.0
+def _on_grid(
+    scan: Scan, grid: Grid, transform: Affine, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Image and distance to the liver's surface (mm, where it is known) on the cube, (1, 1, z, y, x) each."""
+    value = resample_affine(tensor(scan.value * (scan.inside > 0.5)), scan.grid, grid, transform, outside=0.0)
+    if scan.liver_distance_mm is None:
+        return value.to(device), None
+    distance = tensor(scan.liver_distance_mm)
+    distance = resample_affine(distance, scan.grid, grid, transform, outside=DISTANCE_LIMIT_MM)
+    return value.to(device), distance.to(device)
 
 
 def _half_grid(grid: Grid, shape: tuple[int, ...]) -> Grid:
@@ -118,3 +115,56 @@ def _fade(grid: Grid) -> torch.Tensor:
         ramps.append(0.5 - 0.5 * torch.cos(torch.pi * depth.clamp(0, 1)))
     z, y, x = ramps
     return (z[:, None, None] * y[None, :, None] * x[None, None, :])[None, None]
+
+
+# -- what the network is shown ------------------------------------------------------------------------------------
+def pair_inputs(
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    fixed_distance: torch.Tensor | None,
+    moving_distance: torch.Tensor | None,
+    spacing_mm: float,
+    channels: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1, channels, z, y, x) for each image. Images in [0, 1] and distances in mm: (1, 1, z, y, x), one grid.
+
+    1 channel: the image. 2: and the signed distance to its liver's surface, cut off at 20 mm, in units of 10 mm (0
+    where unknown): far from the surface it tells how far that has to move. 5: and a vector x, y, z that already points
+    the way: with the fixed image the one that the livers' surfaces ask for, with the moving image the one that the
+    neighbourhoods' self-similarity asks for. From these the network learns what to trust where, and how to fill in
+    between, in a small part of the time that it takes to find them by itself.
+    Raises ValueError for another number of channels.
+    """
+    if channels not in INPUT_CHANNELS:
+        raise ValueError(f"a registration network has {INPUT_CHANNELS} input channels for each image, not {channels}")
+    inputs = [[fixed], [moving]]
+    if channels > 1:
+        unknown = torch.zeros_like(fixed)
+        for own, distance in zip(inputs, (fixed_distance, moving_distance), strict=True):
+            own.append(unknown if distance is None else distance.clamp(-20.0, 20.0) / 10.0)
+    if channels > 2:
+        surface = torch.zeros_like(fixed).expand(-1, 3, -1, -1, -1)
+        if fixed_distance is not None and moving_distance is not None:
+            voxels = [distance.clamp(-20.0, 20.0) / spacing_mm for distance in (fixed_distance, moving_distance)]
+            surface = _force(*voxels, radius=1, least=0.1)
+        similarity = _force(*(mind_ssc(image) for image in (fixed, moving)), radius=2, least=0.02)
+        inputs[0].append(surface)
+        inputs[1].append(similarity)
+    return torch.cat(inputs[0], 1), torch.cat(inputs[1], 1)
+
+
+def _force(fixed: torch.Tensor, moving: torch.Tensor, radius: int, least: float) -> torch.Tensor:
+    """(1, 3, z, y, x), x y z, in units of 2 voxels: a step of least squares for moving(x + u) = fixed(x).
+
+    The normal equations' diagonal alone, summed over channels and over cubes of 2 * radius + 1 voxels, as in demons
+    (Thirion 1998) and Lucas and Kanade (1981). least: a squared gradient that counts as none.
+    """
+    difference = fixed - moving
+    mean = 0.5 * (fixed + moving)
+    along = [torch.gradient(mean, dim=axis)[0] for axis in (4, 3, 2)]
+    wanted = torch.cat([(difference * gradient).sum(1, keepdim=True) for gradient in along], 1)
+    strength = sum(gradient.square().sum(1, keepdim=True) for gradient in along)
+    wanted, strength = (
+        F.avg_pool3d(x, 2 * radius + 1, stride=1, padding=radius, count_include_pad=False) for x in (wanted, strength)
+    )
+    return (wanted / (strength + least)).clamp(-4.0, 4.0) / 2.0

@@ -6,7 +6,7 @@ the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
@@ -40,7 +40,10 @@ class Scan:
     lesion_distance_mm: np.ndarray | None
 
 
-def prepare_ct(ct: Volume, spacing_mm: float, liver: Volume | None) -> Scan:
+def prepare_ct(ct: Volume, spacing_mm: float, liver: Volume | None, known: Scan | None = None) -> Scan:
+    """known: the same CT at the same spacing, prepared before; then only the liver is new."""
+    if known is not None:
+        return replace(known, liver_distance_mm=_signed_distance(liver, known.grid))
     ct = ct.along_patient_axes()
     grid = Grid.around(ct.grid.corners(), spacing_mm, like=ct.grid)
     coarse = ct.resample_to(grid, outside=AIR_HU)

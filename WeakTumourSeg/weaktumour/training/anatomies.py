@@ -78,19 +78,11 @@ class TissueMap:
     def read(path: Path) -> TissueMap:
         """Raises InputError where the file is not one of ours."""
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            with path.open("rb") as file:
+                content = np.load(file, allow_pickle=False)
                 tissues, kind = content["tissues"], str(content["kind"])
-        # The last two: an array that is no archive.
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            zipfile.BadZipFile,
-            zlib.error,
-            TypeError,
-            IndexError,
-        ) as error:
+        # IndexError: an array that is no archive.
+        except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"Anatomies: {path} cannot be read; delete it and start again to make it anew.") from error
         proper = tissues.ndim == 3 and tissues.dtype == np.uint8 and kind in KINDS
         if not proper or not np.any(tissues == _CODE["liver"]) or int(tissues.max()) >= len(TISSUE_NAMES):
@@ -231,6 +223,7 @@ def torso_map(labels: Volume, name: str) -> TissueMap:
     lookup = np.zeros(256, dtype=np.uint8)
     for value, tissue in LABEL_TISSUES.items():
         lookup[value] = _CODE[tissue]
+    lookup[3] = _CODE["blood"]  # in the maps of whole torsos it is the portal vein outside the liver
     tissues = lookup[labels.array]
     known = sitk.GetImageFromArray((labels.array > 0).astype(np.uint8))
     # Nearly convex slice by slice, then a layer of fat: the label maps say nothing of the body's outline.

@@ -126,18 +126,18 @@ class RegistrationConfig:
     reporting: Reporting = field(default_factory=Reporting)
     network: dict = field(
         default_factory=lambda: {
-            "extra_channels": 1,
+            "extra_channels": 4,
             "widths": [16, 32, 48, 64, 64],
             "latent_channels": 16,
             "hidden_channels": 32,
-            "norm": "none",
+            "inputs_to_head": True,
         }
     )
     spacing_mm: float = 4.0
     shape: tuple[int, int, int] = (64, 64, 64)
     loss: str = "labels"
-    label_weight: float = 1.0
-    displacement_weight: float = 0.1
+    label_weight: float = 0.3
+    displacement_weight: float = 0.2
     smoothness_weight: float = 1.0
     inverse_weight: float = 0.1
     graph_weight: float = 0.01
@@ -152,8 +152,8 @@ class RegistrationConfig:
         _one_of(self, "loss", LOSSES)
         if min(self.shape) < 8:
             raise InputError(f"Configuration: shape is {list(self.shape)}; give at least 8 voxels a side.")
-        if self.network.get("extra_channels", 0) not in (0, 1):
-            raise InputError("Configuration: network has extra_channels 0 or 1 (the liver); there is no other to give.")
+        if self.network.get("extra_channels", 0) not in (0, 1, 4):
+            raise InputError("Configuration: network has extra_channels 0, 1 (the liver) or 4 (and a direction) only.")
 
     @property
     def architecture(self) -> str:

@@ -20,7 +20,8 @@ from torch import nn
 from ..deformation import integrate, jacobian_determinant, sample, warp
 from ..networks import build
 from ..networks.mscgunet import Prediction
-from ..registration.prediction import liver_channel
+from ..registration.prediction import pair_inputs
+from ..registration.preparation import DISTANCE_LIMIT_MM
 from ..simulation.contrast import TISSUE_NAMES
 from . import synthesis
 from .anatomies import LIVER_TISSUES, TissueMap
@@ -42,18 +43,22 @@ _GROUPS = (
     ("bowel wall", "stool", "fluid", "gas"),
 )
 _MARGIN = 8  # voxels round the grid from which the fixed image takes what moves in
+_SWAPPED = 4  # every so many samples the pair is asked the other way round too: enough to keep both ways alike
 _VALIDATION_SEED = 8_000_000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """fixed, moving: (1, 1 + extra, z, y, x). *_labels: (1, groups, z, y, x) in [0, 1]. liver: (1, 1, z, y, x), fixed.
+    """fixed, moving: (1, 1 + extra, z, y, x); swapped_*: the same pair asked the other way
+    round. *_labels: (1, groups, z, y, x) in [0, 1]. liver: (1, 1, z, y, x), fixed.
 
     displacement: (1, 3, z, y, x) voxels, x y z, fixed -> moving: the truth. number: which sample it is.
     """
 
     fixed: torch.Tensor
     moving: torch.Tensor
+    swapped_fixed: torch.Tensor | None
+    swapped_moving: torch.Tensor | None
     fixed_labels: torch.Tensor
     moving_labels: torch.Tensor
     liver: torch.Tensor
@@ -83,7 +88,7 @@ class Registration:
         c = self.config
         forward = network(sample.fixed, sample.moving)
         if c.loss == "published":
-            return self._published(forward, network(sample.moving, sample.fixed), sample)
+            return self._published(forward, network(sample.swapped_fixed, sample.swapped_moving), sample)
         found = {
             "labels": self._label_loss(forward, sample),
             "displacement": self._displacement_loss(forward, sample),
@@ -100,9 +105,8 @@ class Registration:
             # The half-resolution head takes no part in this loss; data-parallel training waits for its gradient.
             total = total + 0.0 * forward.half_displacement.sum()
         # exp(v) and exp(-v) undo each other as they are; asked the other way round, the network should say -v too.
-        # Every fourth pair is enough to keep it so.
-        if c.inverse_weight > 0 and sample.number % 4 == 0:
-            backward = network(sample.moving, sample.fixed)
+        if sample.swapped_fixed is not None:
+            backward = network(sample.swapped_fixed, sample.swapped_moving)
             found["inverse"] = (forward.velocity + backward.velocity).float().square().mean()
             total = total + c.inverse_weight * found["inverse"]
         return {"loss": total, **found}
@@ -238,17 +242,21 @@ class Registration:
         ]
         groups = self._group_of.to(random.device)
         labels = [groups[tissues].permute(3, 0, 1, 2)[None] for tissues in (fixed, moving)]
-        inputs = []
+        channels = 1 + c.network.get("extra_channels", 0)
+        images = [picture.image[None, None] for picture in pictures]
+        distances = []
         # The CT's liver is not always known, the MRI's nearly so.
         for picture, label, unknown in zip(pictures, labels, (c.unknown_liver, 0.3 * c.unknown_liver), strict=True):
-            channels = [picture.image[None, None]]
-            if c.network.get("extra_channels", 0):
-                known = 0.0 if random.chance(unknown) else 1.0
+            distance = None
+            if channels > 1 and not random.chance(unknown):
                 distance = _uncertain_distance(label[:, :1], c.spacing_mm, random)
-                distance = torch.where(picture.seen, distance, 1e3)
-                channels.append(known * liver_channel(distance))
-            inputs.append(torch.cat(channels, 1))
-        return Sample(inputs[0], inputs[1], labels[0], labels[1], labels[0][:, :1], displacement, number)
+                distance = torch.where(picture.seen, distance, DISTANCE_LIMIT_MM)
+            distances.append(distance)
+        forward = pair_inputs(*images, *distances, c.spacing_mm, channels)
+        backward = (None, None)
+        if c.loss == "published" or (c.inverse_weight > 0 and number % _SWAPPED == 0):
+            backward = pair_inputs(*images[::-1], *distances[::-1], c.spacing_mm, channels)
+        return Sample(*forward, *backward, labels[0], labels[1], labels[0][:, :1], displacement, number)
 
     def _motion(self, liver: torch.Tensor, random: Random) -> torch.Tensor:
         """(1, 3, z, y, x) voxels, x y z: a random diffeomorphism as alignment leaves it."""

@@ -76,8 +76,9 @@ class Sources:
         return group[int(random.numbers.integers(len(group)))]
 
     def validation(self, number: int) -> TissueMap:
-        # Every other one a phantom, every other one a real liver, where there are both.
-        return self._validation[(number * 7) % len(self._validation)]
+        # In large steps, since phantoms come first and real livers after them.
+        count = len(self._validation)
+        return self._validation[number * (7 if count % 7 else 1) % count]
 
     def tensor(self, anatomy: TissueMap, device: torch.device) -> torch.Tensor:
         key = (anatomy.name, str(device))
