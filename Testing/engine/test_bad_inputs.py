@@ -296,11 +296,24 @@ BAD = [
     ("CT of air", edit_voxels("ct", lambda a: np.where(a > -500, -1000, a)), "CT: .*cannot be Hounsfield units"),
     ("MRI and CT exchanged", exchange, "CT: .*MRI and CT are not exchanged"),
     # labels
-    ("no labels given", lambda files: files.pop("mr_labels"), "MRI labels: .*--mr-labels"),
+    (
+        "no labels given and no model",
+        lambda files: (files.pop("mr_labels"), files.update(segmentation_model="none")),
+        "MRI labels: .*liver.*--segmentation-model",
+    ),
+    (
+        "labels without liver and no model",
+        lambda files: (
+            edit_voxels("mr_labels", lambda a: np.where(a, 5, 0))(files),
+            files.update(segmentation_model="none"),
+        ),
+        "labels: .*liver.*--mr-label-map",
+    ),
+    ("unknown model", give(segmentation_model="nobody"), "nobody"),
+    ("model of another task", give(registration_model="unet"), "unet"),
     ("labels empty", edit_voxels("mr_labels", np.zeros_like), "MRI labels: .*empty"),
     ("labels are an image", edit_voxels("mr_labels", lambda a: a + 0.25), "MRI labels: .*whole numbers"),
     ("labels negative", edit_voxels("mr_labels", lambda a: -a.astype(np.int16)), "MRI labels: .*between 0 and"),
-    ("labels without liver", edit_voxels("mr_labels", lambda a: np.where(a, 5, 0)), "labels: .*liver.*--mr-label-map"),
     (
         "labels elsewhere",
         lambda files: write_volume(
@@ -312,7 +325,13 @@ BAD = [
     ("map word", give(mr_label_map="1=leber"), "[Ll]abel map: .*VALUE=liver"),
     ("map twice", give(mr_label_map="1=liver,1=tumour"), "[Ll]abel map: .*twice"),
     ("map absent value", give(mr_label_map="1=liver,9=tumour"), "value 9"),
-    ("map without liver", give(mr_label_map="2=tumour"), "MRI labels: .*liver"),
+    ("map without liver and no model", give(mr_label_map="2=tumour", segmentation_model="none"), "MRI labels: .*liver"),
+    ("map of neither", edit_voxels("mr_labels", lambda a: np.where(a, 5, 0)), "share no anatomy|no liver"),
+    (
+        "map without labels",
+        lambda files: (files.pop("mr_labels"), files.update(mr_label_map="5=liver")),
+        "Label map: .*--mr-labels",
+    ),
     ("missing CT liver", give(ct_liver="absent.nii.gz"), "CT liver: absent.nii.gz does not exist"),
     (
         "CT liver elsewhere",

@@ -312,7 +312,7 @@ def imported(tmp_path: Path) -> models.ModelEntry:
 def refused_to_load(capsys: pytest.CaptureFixture[str]) -> str:
     assert command("verify") == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert "mine" not in captured.out  # the shipped ones are right all the same
     assert captured.err.startswith("weaktumour: Model 'mine': ")
     assert captured.err.endswith("--overwrite).\n")
     assert captured.err.count("\n") == 1
