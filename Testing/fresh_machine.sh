@@ -37,6 +37,8 @@ fi
 
 chroot "$root" sh -c 'id newcomer >/dev/null 2>&1 && userdel --remove newcomer 2>/dev/null; useradd --create-home newcomer'
 cp /etc/resolv.conf "$root/etc/resolv.conf"
+# Debootstrap leaves this to the installer; without it no machine knows itself by name.
+printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$(hostname)" >"$root/etc/hosts"
 git -C "$repository" bundle create --quiet "$root/home/newcomer/repository.bundle" HEAD
 if [ -n "${PIP_CONFIG:-}" ]; then
     install -D -m 644 "$PIP_CONFIG" "$root/home/newcomer/.config/pip/pip.conf"
@@ -60,6 +62,9 @@ unshare --mount --pid --fork --kill-child bash -euc '
     mount --make-rprivate /
     mount -t proc proc "$root/proc"
     mount -t tmpfs tmpfs "$root/dev/shm"
+    mkdir -p "$root/dev/pts"
+    mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+    mount --bind "$root/dev/pts/ptmx" "$root/dev/ptmx"
     for path in $BRING; do
         if [ -d "$path" ]; then mkdir -p "$root$path"; else mkdir -p "$(dirname "$root$path")"; touch "$root$path"; fi
         mount --bind "$path" "$root$path"
