@@ -77,7 +77,7 @@ class RefinementSettings:
     lesion_stiff_rim_mm: float = 4.0
     outside_liver: float = 1.5
     liver_region_mm: float = 12.0
-    liver_distance: float = 0.1
+    liver_distance: float = 0.04
     liver_tissue: float = 0.4
     liver_pull: float = 1.0
     mind_dilation: int = 1
@@ -238,13 +238,11 @@ class _Problem:
             stiff = torch.sigmoid((settings.lesion_stiff_rim_mm - lesion) / 0.7)
             self.stiffness = self.stiffness * (1 + settings.lesion_stiffness * stiff)
 
-        # What is known of the CT's liver: its mask, or at least what cannot be liver.
+        # What is known of the CT's liver: its surface, and what cannot be liver.
+        self.surface = None
         if fixed.liver_distance_mm is not None:
             self.surface = (from_fixed(fixed.liver_distance_mm, None), distance)
-            self.unlike = torch.zeros_like(self.body)
-        else:
-            self.surface = None
-            self.unlike = unlike_liver(fixed_value, (distance < -8.0) & (self.moving_weight > 0.9), settings.liver_pull)
+        self.unlike = unlike_liver(fixed_value, (distance < -8.0) & (self.moving_weight > 0.9), settings.liver_pull)
 
     def optimise(self, velocity: _Velocity, level: Level, report: Callable[[int], None]) -> None:
         """Add a layer of B-splines to the velocity."""
