@@ -363,6 +363,8 @@ def _unexpected_end(code: int) -> Event:
 
 def _start_child(request: Request, command: Sequence[str]) -> subprocess.Popen[bytes]:
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    # Threads that wait for each other spin by default, and stand still where another program wants the core.
+    environment.setdefault("GOMP_SPINCOUNT", "2000")
     root = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     environment["PYTHONSAFEPATH"] = "1"  # a torch.py in the folder where the user stands is not torch
