@@ -175,6 +175,7 @@ class Inputs:
     ct_liver: Volume | None
     initial: Affine
     found: tuple[str, ...] = ()
+    ct_scan: Scan | None = None  # the CT as prepared for the UNet, in the CT's frame, where it was
 
     @cached_property
     def ct_frame(self) -> np.ndarray:
@@ -208,6 +209,7 @@ class Inputs:
             None if self.ct_liver is None else turned(self.ct_liver),
             Affine(initial),
             self.found,
+            self.ct_scan,
         )
 
 
@@ -294,7 +296,7 @@ def find_livers(inputs: Inputs, model: ModelEntry | None, device: torch.device, 
 
     Raises InputError where the MRI's liver is neither given nor found.
     """
-    labels, ct_liver, found = inputs.labels, inputs.ct_liver, []
+    labels, ct_liver, found, ct_scan = inputs.labels, inputs.ct_liver, [], None
     # In the CT's frame, so that a turned case gives the same livers (see Inputs.in_ct_frame).
     frame, turned = inputs.ct_frame, replace(inputs, labels=None).in_ct_frame()
     if labels is None or not labels.of_role(LIVER):
@@ -311,11 +313,11 @@ def find_livers(inputs: Inputs, model: ModelEntry | None, device: torch.device, 
         found.append("mr")
     monitor.update(0.5)
     if ct_liver is None and model is not None:
-        ct_liver = _find_ct_liver(turned.ct, labels, model, device, monitor)
+        ct_liver, ct_scan = _find_ct_liver(turned.ct, labels, model, device, monitor)
         if ct_liver is not None:
             ct_liver = Volume(ct_liver.array, ct_liver.grid.moved(frame))
             found.append("ct")
-    return replace(inputs, labels=labels, ct_liver=ct_liver, found=tuple(found))
+    return replace(inputs, labels=labels, ct_liver=ct_liver, found=tuple(found), ct_scan=ct_scan)
 
 
 def _with_liver(labels: LabelMap, segmentation: Segmentation) -> LabelMap:
@@ -332,13 +334,14 @@ def _with_liver(labels: LabelMap, segmentation: Segmentation) -> LabelMap:
 
 def _find_ct_liver(
     ct: Volume, labels: LabelMap, model: ModelEntry, device: torch.device, monitor: Monitor
-) -> Volume | None:
-    """The CT's liver as a probability; None where it is not found or cannot be this patient's."""
+) -> tuple[Volume | None, Scan | None]:
+    """The CT's liver as a probability, None where it is not found or cannot be this patient's; the prepared CT."""
+    segmentation = segment(ct, "ct", model, device, monitor)
     try:
-        liver = segment(ct, "ct", model, device, monitor).liver()
+        liver = segmentation.liver()
     except NoLiver:
         monitor.log("No liver was found in the CT: registration goes by the images alone.")
-        return None
+        return None, segmentation.scan
     whole = labels.mask(LIVER, TUMOUR).sum() * labels.volume.grid.voxel_volume_mm3
     ratio = float((liver.array > 0.5).sum() * liver.grid.voxel_volume_mm3 / max(whole, 1.0))
     low, high = _LIKELY_VOLUME_RATIO
@@ -347,8 +350,8 @@ def _find_ct_liver(
             f"The liver found in the CT has {ratio:.2f} times the volume of the MRI's: it is not used, "
             "registration goes by the images alone."
         )
-        return None
-    return liver
+        return None, segmentation.scan
+    return liver, segmentation.scan
 
 
 # -- registration -------------------------------------------------------------------------------------------------
@@ -398,8 +401,11 @@ def field_grid(ct: Grid) -> Grid:
 def _scans(inputs: Inputs, spacing_mm: float) -> tuple[Scan, Scan]:
     lesion = inputs.labels.mask(TUMOUR)
     lesions = Volume(lesion, inputs.labels.volume.grid) if lesion.any() else None
+    known = inputs.ct_scan
+    if known is not None and known.grid.spacing[0] != spacing_mm:
+        known = None
     return (
-        prepare_ct(inputs.ct, spacing_mm, inputs.ct_liver),
+        prepare_ct(inputs.ct, spacing_mm, inputs.ct_liver, known),
         prepare_mr(inputs.mr, spacing_mm, inputs.labels.whole_liver(), lesions),
     )
 

@@ -17,7 +17,7 @@ from .errors import InputError, ModelError
 from .labels import LIVER, TUMOUR, Label, LabelMap, equivalent_diameter
 from .models import ModelEntry, load
 from .progress import Monitor
-from .registration.preparation import prepare_ct, prepare_mr, tensor
+from .registration.preparation import Scan, prepare_ct, prepare_mr, tensor
 from .volumes import Grid, Volume
 
 MODALITIES = ("auto", "ct", "mr")
@@ -34,10 +34,14 @@ class NoLiver(InputError):
 
 @dataclass(frozen=True)
 class Segmentation:
-    """probability: (3, z, y, x) float32 of background, liver, tumour on an isotropic grid along the image's axes."""
+    """probability: (3, z, y, x) float32 of background, liver, tumour on an isotropic grid along the image's axes.
+
+    scan: the image as the network saw it.
+    """
 
     probability: np.ndarray
     grid: Grid
+    scan: Scan | None = None
 
     def moved(self, motion: np.ndarray) -> Segmentation:
         """The same on a grid moved by a rigid (4, 4) motion."""
@@ -102,7 +106,7 @@ def segment(image: Volume, modality: str, entry: ModelEntry, device: torch.devic
     probability = np.zeros((3, *scan.grid.shape), dtype=np.float32)
     probability[0] = 1
     probability[(slice(None), *box)] = found
-    return Segmentation(probability, scan.grid)
+    return Segmentation(probability, scan.grid, scan)
 
 
 @torch.no_grad()
