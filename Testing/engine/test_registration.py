@@ -89,6 +89,32 @@ def test_nothing_in_common_is_refused(simulated_patient: Case):
         align(fixed, moving, Affine.identity(), scorer=Scorer(fixed, moving), seed=0, monitor=Monitor())
 
 
+def test_known_livers_do_not_make_noise_alike(simulated_patient: Case):
+    _, moving = scans(simulated_patient)
+    noise = np.random.default_rng(0).normal(40, 30, simulated_patient.ct.array.shape).astype(np.float32)
+    liver = Volume(simulated_patient.ct_labels.array > 0, simulated_patient.ct_labels.grid)
+    fixed = prepare_ct(Volume(noise, simulated_patient.ct.grid), SPACING_MM, liver)
+    with pytest.raises(InputError, match="share no anatomy"):
+        align(fixed, moving, Affine.identity(), scorer=Scorer(fixed, moving), seed=0, monitor=Monitor())
+
+
+def test_livers_of_another_shape_are_no_reason_to_refuse(simulated_patient: Case):
+    """As in another person, or after much breathing: the surfaces stay far apart until refinement."""
+
+    def bent(volume: Volume) -> Volume:
+        grid = volume.grid
+        array = volume.array.copy()
+        for z in range(grid.shape[0]):  # each slice shifted to the side, as a shear would not undo
+            array[z] = np.roll(array[z], round(30 * np.sin(z / 8) / grid.spacing[0]), axis=1)
+        return Volume(array, grid)
+
+    case = replace(simulated_patient, mr=bent(simulated_patient.mr), mr_labels=bent(simulated_patient.mr_labels))
+    fixed, moving = scans(case, ct_liver=True)
+    found = align(fixed, moving, Affine.identity(), scorer=Scorer(fixed, moving), seed=0, monitor=Monitor())
+    assert found.winner.score > 0.9  # what would be refused if the livers were not known
+    assert found.overlap > 0.95
+
+
 @pytest.fixture(scope="module")
 def refined(simulated_patient: Case):
     fixed, moving = scans(simulated_patient)

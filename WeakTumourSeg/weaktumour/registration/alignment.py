@@ -89,7 +89,7 @@ def align(fixed: Scan, moving: Scan, initial: Affine, *, scorer: Scorer, seed: i
     # Scores closer than this are not told apart: then the optimised transform is taken.
     winner = min(candidates, key=lambda c: c.score + (_SCORE_RESOLUTION if c.stage == "start" else 0.0))
     overlap = scorer.overlap(winner.transform)
-    if overlap < 0.1 or winner.score > NO_SIMILARITY:
+    if overlap < 0.1 or winner.score > _NO_SIMILARITY[fixed.liver_distance_mm is not None]:
         raise InputError(_NOTHING_SHARED)
     monitor.update(1.0)
     return Alignment(winner.transform, winner, sorted(candidates, key=lambda c: c.score), overlap)
@@ -99,7 +99,8 @@ _NOTHING_SHARED = (
     "MRI and CT share no anatomy that alignment could find: check that both show the liver of the same patient, "
     "or give --initial-transform."
 )
-NO_SIMILARITY = 0.85
+# Scores from here on say that the images have nothing in common; the distance between two known livers adds to them.
+_NO_SIMILARITY = {False: 0.85, True: 1.5}
 
 
 def _distinct(candidates: list[Candidate], moving: Scan, tolerance_mm: float = 6.0) -> list[Candidate]:
