@@ -20,6 +20,8 @@ import SimpleITK as sitk
 
 from ..errors import InputError
 from ..simulation.anatomy import TISSUE_NAMES, build_anatomy
+from ..simulation.shapes import Canvas
+from ..simulation.vessels import Segment, vessel_tree
 from ..volumes import Grid, Volume, read_volume
 
 SPACING_MM = 2.0
@@ -46,6 +48,13 @@ LABEL_TISSUES = {
 KINDS = ("phantom", "liver", "torso")
 _TORSO_VOXELS = 300_000  # a map with so much besides its liver stands for itself
 _STRETCH = (0.75, 1.4)
+_VESSEL_SHARE = 0.01  # of a liver: with less its vessels were not drawn, and are made up
+# Where the trees enter a liver, from its middle, in shares of its extent to the left, back and top; how many tips;
+# the radius of the trunk in mm.
+_TREES = (
+    ((0.12, 0.10, -0.15), 110, 6.3),  # portal vein
+    ((0.08, 0.25, 0.35), 110, 5.8),  # hepatic veins
+)
 
 
 @dataclass(frozen=True)
@@ -215,6 +224,7 @@ def with_real_liver(phantom: TissueMap, labels: Volume, name: str) -> TissueMap:
     view = torso[place]
     inside = real[part] & (view != _CODE["air"])
     view[inside] = lookup[labels.array[part][inside]]
+    _add_vessels(torso, name)
     return TissueMap(name, torso, "liver")
 
 
@@ -247,7 +257,35 @@ def torso_map(labels: Volume, name: str) -> TissueMap:
     bone = tissues == _CODE["marrow"]
     core = sitk.GetArrayFromImage(sitk.BinaryErode(sitk.GetImageFromArray(bone.astype(np.uint8)), [1, 1, 1])) > 0
     tissues[bone & ~core] = _CODE["cortical bone"]
+    _add_vessels(tissues, name)
     return TissueMap(name, tissues, "torso")
+
+
+def _add_vessels(tissues: np.ndarray, name: str) -> None:
+    """Portal and hepatic veins made up, in place, in a liver whose label map has none.
+
+    Without them a network learns that whatever is dark in a real liver is a tumour.
+    """
+    liver = np.isin(tissues, LIVER_TISSUES)
+    if (tissues == _CODE["liver vessel"]).sum() > _VESSEL_SHARE * liver.sum():
+        return
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    canvas = Canvas(Grid(tissues.shape[::-1], (SPACING_MM,) * 3, (0.0, 0.0, 0.0), tuple(np.eye(3).ravel())))
+    core = sitk.GetArrayFromImage(sitk.BinaryErode(sitk.GetImageFromArray(liver.astype(np.uint8)), [2, 2, 2])) > 0
+    points = SPACING_MM * np.argwhere(core)[:, ::-1].astype(float)
+    if not len(points):
+        return
+    low, high = np.percentile(points, [2, 98], axis=0)
+    segments: list[Segment] = []
+    for place, tips, radius in _TREES:
+        wanted = 0.5 * (low + high) + (high - low) * (np.array(place) + rng.normal(0, 0.04, 3))
+        root = points[np.argmin(np.square(points - wanted).sum(1))]
+        targets = rng.choice(points, min(len(points), int(tips * rng.uniform(0.7, 1.3))), replace=False)
+        wide = radius * rng.uniform(0.7, 1.15)
+        segments += vessel_tree(root, targets, root_radius=wide, tip_radius=1.1, rng=rng)
+    region = canvas.around(points, 4.0)
+    view = tissues[region.slices]
+    view[(canvas.capsules(region, segments) < 0) & (view == _CODE["liver"])] = _CODE["liver vessel"]
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice, slice]:

@@ -75,14 +75,17 @@ def train_network(
 
 def _check_network(config: RegistrationConfig | SegmentationConfig) -> None:
     from ..networks import build
+    from .loop import begin_with
 
     try:
-        build(config.architecture, config.arguments)
+        network = build(config.architecture, config.arguments)
     except ModelError as error:
         reason = (str(error.__cause__) or type(error.__cause__).__name__).splitlines()[0]
         raise InputError(
             f"Configuration: network {config.network} does not fit {config.architecture} ({reason}); correct it."
         ) from error
+    if config.optimisation.start:
+        begin_with(network, config.optimisation.start)
 
 
 def write_model(
@@ -118,6 +121,7 @@ def write_model(
             "hours": round(state["seconds"] / 3600, 2),
             "batch": config.optimisation.batch,
             "precision": config.computing.precision,
+            "start": config.optimisation.start,
             "anatomies": sources.counts(),
         },
         "figures": {},

@@ -36,7 +36,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """steps: of the optimiser. batch: samples a step, over all processes. average: decay of the kept weights (EMA)."""
+    """steps: of the optimiser. batch: samples a step, over all processes. average: decay of the kept weights (EMA).
+
+    start: id of an installed model of the same architecture to begin with; without it, random weights.
+    """
 
     steps: int = 5000
     batch: int = 1
@@ -46,6 +49,7 @@ class Optimisation:
     gradient_clip: float = 1.0
     average: float = 0.999
     seed: int = 0
+    start: str | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, steps=1, batch=1, warm_up=0, weight_decay=0, average=0, seed=0)

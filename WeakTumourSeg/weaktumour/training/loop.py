@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..models import find_any, load
 from .config import Computing, Data, Optimisation, Reporting, read_config, write_config
 
 _NOISE_SEED = 1 << 40  # far from the seeds of samples
@@ -138,6 +139,8 @@ class _Run:
         o = config.optimisation
         torch.manual_seed(o.seed)
         network = task.network()
+        if o.start and not (folder / "checkpoint.pt").exists():
+            begin_with(network, o.start)
         optimiser = torch.optim.AdamW(network.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay)
         self.network, self.optimiser = fabric.setup(network, optimiser)
         self.average = {name: value.detach().clone().float() for name, value in self._weights().items()}
@@ -274,6 +277,18 @@ class _Run:
             ) from error
         if self.fabric.is_global_zero:
             print(f"resumed at step {self.step}", flush=True)
+
+
+def begin_with(network: nn.Module, model_id: str) -> None:
+    """An installed model's weights into a network. Raises InputError: of another architecture; ModelError: unknown."""
+    weights = load(find_any(model_id)).state_dict()
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"Configuration: start names the model {model_id}, which is another network; give its architecture and "
+            "the same network settings, or leave start out."
+        ) from error
 
 
 def read_checkpoint_state(folder: Path) -> dict[str, float]:

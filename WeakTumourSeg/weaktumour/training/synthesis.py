@@ -50,6 +50,9 @@ _PROTOCOLS: dict[str, dict[str, float]] = {
 }  # fmt: skip
 
 
+_PROTOCOL_SHARES = (0.3, 0.2, 0.15, 0.15, 0.2)
+
+
 class Random:
     """Draws on a device, repeatable by seed."""
 
@@ -231,13 +234,16 @@ def _look(kind: str, random: Random) -> tuple[torch.Tensor, torch.Tensor, bool]:
     else:
         visible = True
         if kind == "mr":
-            table = {**mr, **_PROTOCOLS[str(numbers.choice(list(_PROTOCOLS)))]}
+            table = {**mr, **_PROTOCOLS[str(numbers.choice(list(_PROTOCOLS), p=_PROTOCOL_SHARES))]}
             means = np.array([table[name] for name in TISSUE_NAMES]) * np.exp(
                 numbers.normal(0, 0.22, len(TISSUE_NAMES))
             )
-            if numbers.random() < 0.35:  # fat suppression
-                for name in ("fat", "visceral fat", "marrow"):
+            fat = numbers.random()
+            for name in ("fat", "visceral fat", "marrow"):
+                if fat < 0.35:  # suppressed
                     means[_CODE[name]] *= 0.3
+                elif fat < 0.65:  # as bright as the liver: nothing but shape tells where the liver ends
+                    means[_CODE[name]] = means[LIVER] * np.exp(numbers.normal(0, 0.12))
         else:
             means = numbers.uniform(0.02, 1.0, len(TISSUE_NAMES))
         ratio = numbers.uniform(0.3, 0.75) if numbers.random() < 0.6 else numbers.uniform(1.3, 2.4)
