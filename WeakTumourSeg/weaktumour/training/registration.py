@@ -42,6 +42,7 @@ _GROUPS = (
     ("cortical bone", "marrow"),
     ("bowel wall", "stool", "fluid", "gas"),
 )
+_SPINE = tuple(TISSUE_NAMES.index(name) for name in ("spinal fluid", "cord"))
 _MARGIN = 8  # voxels round the grid from which the fixed image takes what moves in
 _SWAPPED = 4  # every so many samples the pair is asked the other way round too: enough to keep both ways alike
 _VALIDATION_SEED = 8_000_000
@@ -49,9 +50,9 @@ _VALIDATION_SEED = 8_000_000
 
 @dataclass(frozen=True)
 class Sample:
-    """fixed, moving: (1, 1 + extra, z, y, x); swapped_*: the same pair asked the other way
-    round. *_labels: (1, groups, z, y, x) in [0, 1]. liver: (1, 1, z, y, x), fixed.
+    """fixed, moving: (1, 1 + extra, z, y, x), see `pair_inputs`; swapped_*: the same pair asked the other way round.
 
+    *_labels: (1, groups, z, y, x) in [0, 1]. liver: (1, 1, z, y, x), of the fixed image.
     displacement: (1, 3, z, y, x) voxels, x y z, fixed -> moving: the truth. number: which sample it is.
     """
 
@@ -220,7 +221,7 @@ class Registration:
         moving = everywhere[inner]
 
         liver = torch.isin(moving, torch.tensor(LIVER_TISSUES, device=random.device)).float()[None, None]
-        displacement = self._motion(liver, random)
+        displacement = self._motion(liver, moving, random)
         index = torch.stack(
             torch.meshgrid(*(torch.arange(n, device=random.device) for n in shape[::-1]), indexing="ij")
         ).permute(0, 3, 2, 1)[None]  # (1, x y z, z, y, x)
@@ -258,7 +259,22 @@ class Registration:
             backward = pair_inputs(*images[::-1], *distances[::-1], c.spacing_mm, channels)
         return Sample(*forward, *backward, labels[0], labels[1], labels[0][:, :1], displacement, number)
 
-    def _motion(self, liver: torch.Tensor, random: Random) -> torch.Tensor:
+    def _held(self, tissues: torch.Tensor, half: tuple[int, int, int], random: Random) -> torch.Tensor:
+        """(z, y, x) on the half grid: 1 about the spine, where organs are tied down, 0 from some cm away from it."""
+        step = 2 * self.config.spacing_mm
+        bone = torch.isin(tissues, torch.tensor(_SPINE, device=random.device)).nonzero().float()
+        if len(bone) > 20:
+            middle = (bone.mean(0) * self.config.spacing_mm).tolist()
+        else:  # not in the picture: behind its middle
+            middle = [n * step * share for n, share in zip(half, (0.5, 0.8, 0.6), strict=True)]
+        y, x = (step * torch.arange(n, device=random.device) - m - random.uniform(-10, 10)
+                for n, m in zip(half[1:], middle[1:], strict=True))  # fmt: skip
+        off = torch.hypot(y[:, None] + random.uniform(5, 35), x[None, :])
+        near = random.uniform(20, 50)
+        share = ((off - near) / random.uniform(30, 80)).clamp(0, 1)
+        return (1 - share * share * (3 - 2 * share))[None].expand(half)
+
+    def _motion(self, liver: torch.Tensor, tissues: torch.Tensor, random: Random) -> torch.Tensor:
         """(1, 3, z, y, x) voxels, x y z: a random diffeomorphism as alignment leaves it."""
         c, shape = self.config, tuple(self.config.shape)
         half = tuple(-(-n // 2) for n in shape)
@@ -269,12 +285,16 @@ class Registration:
             velocity += amount * random.smooth(half, 0.5 * period_mm / spacing, 3)
         # Breathing: along z, full at the diaphragm and dying away below and towards the spine.
         z, y, _ = torch.meshgrid(*(torch.linspace(0, 1, n, device=random.device) for n in half), indexing="ij")
-        reach, middle = random.uniform(0.15, 0.5), random.uniform(0.3, 0.9)
+        if random.chance(0.6):
+            reach, middle = random.uniform(0.3, 0.9), random.uniform(-0.2, 0.3)
+            held = self._held(tissues, half, random)
+        else:
+            reach, middle = random.uniform(0.15, 0.5), random.uniform(0.3, 0.9)
+            held = 0.8 * torch.sigmoid((y - random.uniform(0.6, 0.9)) / 0.07)
         along = torch.sigmoid((z - middle) / (0.35 * reach))
-        front = 1 - 0.8 * torch.sigmoid((y - random.uniform(0.6, 0.9)) / 0.07)
-        breathing = random.uniform(-c.breathing_mm, c.breathing_mm)
-        velocity[:, 2] += breathing * along * front
-        velocity[:, 1] += 0.2 * breathing * along * (1 - y)
+        breathing = random.uniform(-c.breathing_mm, c.breathing_mm) * along * (1 - held)
+        velocity[:, 2] += breathing
+        velocity[:, 1] += random.uniform(0.0, 0.3) * breathing * (1 - y)
         # Alignment has taken away most of what an affine transform of the liver can, and is itself some mm off.
         velocity -= random.uniform(0.3, 1.0) * _best_affine(velocity, F.avg_pool3d(liver, 2, ceil_mode=True))
         velocity += random.uniform(0, 2.5) * random.normal(1, 3, 1, 1, 1)
