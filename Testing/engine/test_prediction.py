@@ -181,7 +181,38 @@ def test_a_worse_prediction_is_dropped(model, monkeypatch, simulated_patient):
     assert any("MSCGUNet" in str(line) for line in lines)
 
 
-def test_every_preset_asks_it(registered_result):
+def test_a_published_checkpoint_is_asked_as_it_was_trained(shared_data, tmp_path, monkeypatch):
+    """Imported, it runs on our cube; the CT in its own window: level 50, width 350 HU."""
+    monkeypatch.setenv("WEAKTUMOUR_MODELS", str(tmp_path / "models"))
+    entry = models.import_model(shared_data.parent / "reference" / "mscgunet_published.pth", "published")
+    from weaktumour.registration import prediction
+
+    seen = []
+    network = models.load(entry, CPU)
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    monkeypatch.setattr(prediction, "load", lambda entry, device: network)
+    scan = ball_scan((0, 0, 0))
+    predicted = predict(scan, scan, Affine.identity(), entry, CPU, Monitor())
+    assert np.isfinite(predicted.transform.displacement_mm).all()
+    assert predicted.grid.spacing == (2 * SPACING,) * 3
+    ((fixed, moving),) = seen
+    assert fixed.shape == moving.shape
+    hu = -160 + 400 * moving  # what our window's values mean
+    assert torch.allclose(fixed, ((hu - (50 - 175)) / 350).clamp(0, 1), atol=1e-6)
+
+
+def test_a_missing_default_is_said(monkeypatch):
+    """An installation without weights registers all the same, and says what it does without."""
+    monkeypatch.setattr(pipeline, "default_id", lambda task: None)
+    lines = []
+    monitor = Monitor(lambda event: lines.append(event.get("message", "")))
+    arguments = pipeline.RegisterArguments(mr="m", ct="c", out="o")
+    networks = pipeline._choose_models(arguments, pipeline.STAGES, monitor)
+    assert (networks.registration, networks.segmentation) == (None, None)
+    assert sum("does without" in line for line in lines) == 2
+
+
+def test_it_is_asked_by_default(registered_result):
     content = json.loads((registered_result / "result.json").read_text(encoding="utf-8"))
     assert "mscgunet" in content["settings"]["stages"]
     assert [c["stage"] for c in content["registration"]["candidates"]].count("mscgunet") == 1

@@ -1,6 +1,7 @@
 """Livers and tumours with the UNet: what becomes of its probabilities, and the shipped network on a phantom."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,7 +109,8 @@ def test_shipped_network_finds_the_livers(simulated_patient, shipped):
         ("ct", simulated_patient.ct, simulated_patient.ct_labels),
     ):
         labels = segment(image, kind, shipped, torch.device("cpu"), Monitor()).labels_on(image.grid)
-        assert dice(labels.mask(LIVER, TUMOUR), truth.array > 0) > 0.8, kind
+        found = dice(labels.mask(LIVER, TUMOUR), truth.array > 0)
+        assert found > {"mr": 0.85, "ct": 0.93}[kind], (kind, found)
 
 
 def test_livers_that_nobody_drew(simulated_patient, shipped):
@@ -117,7 +119,22 @@ def test_livers_that_nobody_drew(simulated_patient, shipped):
     assert completed.found == ("mr", "ct")
     assert completed.labels.of_role(LIVER)
     assert dice(completed.ct_liver.resample_to(simulated_patient.ct.grid).array > 0.5,
-                simulated_patient.ct_labels.array > 0) > 0.85  # fmt: skip
+                simulated_patient.ct_labels.array > 0) > 0.93  # fmt: skip
+
+
+def test_the_ct_is_prepared_once(simulated_patient, shipped):
+    """What refinement takes over from the UNet at its spacing is what it would have prepared for itself."""
+    case = simulated_patient
+    labels = LabelMap(case.mr_labels, name_labels(list(case.label_names), None, case.label_names))
+    turned = pipeline.find_livers(inputs_of(case, labels), shipped, torch.device("cpu"), Monitor()).in_ct_frame()
+    taken_over, _ = pipeline._scans(turned, turned.ct_scan.grid.spacing[0])
+    fresh, _ = pipeline._scans(replace(turned, ct_scan=None), turned.ct_scan.grid.spacing[0])
+    assert taken_over.value is turned.ct_scan.value
+    assert taken_over.grid == fresh.grid
+    for name in ("value", "body", "inside", "liver_distance_mm"):
+        assert np.array_equal(getattr(taken_over, name), getattr(fresh, name)), name
+    other, _ = pipeline._scans(turned, 5.0)
+    assert other.grid.spacing == (5.0, 5.0, 5.0)
 
 
 def test_given_livers_stay_as_they_are(simulated_patient, shipped):
@@ -137,7 +154,7 @@ def test_tumours_without_a_liver_get_one(simulated_patient, shipped):
     completed = pipeline.find_livers(inputs_of(case, labels), shipped, torch.device("cpu"), Monitor()).labels
     assert completed.of_role(LIVER)[0].value == 1
     assert np.array_equal(np.where(completed.volume.array >= 2, completed.volume.array, 0), only)
-    assert dice(completed.volume.array > 0, case.mr_labels.array > 0) > 0.8
+    assert dice(completed.volume.array > 0, case.mr_labels.array > 0) > 0.85
 
 
 def test_without_liver_and_without_model(simulated_patient):
@@ -165,7 +182,7 @@ def test_segment_command(simulated_case, tmp_path, capsys, shipped):
     assert cli.main(["segment", str(simulated_case / "ct.nii.gz"), "--out", str(out)], run=run_here) == 0
     labels, ct = read_volume(out, "labels"), read_volume(simulated_case / "ct.nii.gz", "CT")
     assert labels.grid == ct.grid
-    assert dice(labels.array > 0, read_volume(simulated_case / "ct_labels.nii.gz", "truth").array > 0) > 0.85
+    assert dice(labels.array > 0, read_volume(simulated_case / "ct_labels.nii.gz", "truth").array > 0) > 0.93
     assert "Research use only" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["labels.nii.gz"]
     assert cli.main(["segment", str(simulated_case / "ct.nii.gz"), "--out", str(out)], run=run_here) == 2

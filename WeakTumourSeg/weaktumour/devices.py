@@ -36,7 +36,9 @@ def mixed_precision(device: torch.device) -> AbstractContextManager:
     """Half precision where the hardware computes in it: float16 on a CUDA GPU, bfloat16 on CPUs made for it."""
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.float16)
-    if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    # Not in torch's documentation; a version without it computes in full precision.
+    made_for_it = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and made_for_it and made_for_it():
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return nullcontext()
 

@@ -23,7 +23,6 @@ from .errors import InputError
 from .labels import (
     LIVER,
     TUMOUR,
-    Label,
     LabelMap,
     components,
     equivalent_diameter,
@@ -40,9 +39,9 @@ from .registration.prediction import Predicted, predict
 from .registration.preparation import Scan, prepare_ct, prepare_mr
 from .registration.refinement import Composed, Level, RefinementSettings, combine, refine
 from .report import ReportData, write_report
-from .segmentation import MODALITIES, NoLiver, Segmentation, modality_of, segment
+from .segmentation import NoLiver, segment, with_liver
 from .volumes import Grid, Volume, check_hounsfield, read_volume, round_to, write_volume
-from .workspace import open_file, open_workspace
+from .workspace import open_workspace
 
 STAGES = ("alignment", "mscgunet", "refinement")
 NO_MODEL = "none"
@@ -119,7 +118,7 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
     Raises InputError (something given cannot be used), DeviceError, Cancelled. Nothing is left behind then.
     """
     preset, stages, device = _check_settings(arguments)
-    networks = _choose_models(arguments, stages)
+    networks = _choose_models(arguments, stages, monitor)
     monitor.plan(preset.seconds)
     with open_workspace(arguments.out, arguments.overwrite) as folder:
         with monitor.stage("read"):
@@ -244,12 +243,6 @@ def read_inputs(arguments: RegisterArguments, monitor: Monitor) -> Inputs:
 
 
 def _check_labels(labels: LabelMap, mr: Volume) -> None:
-    if not labels.of_role(LIVER) and not labels.tumours:
-        found = ", ".join(str(label.value) for label in labels.labels)
-        raise InputError(
-            f"MRI labels: no value is the liver or a tumour (found {found}); "
-            'say which value is what with --mr-label-map "5=liver,7=tumour".'
-        )
     index = np.argwhere(labels.mask(LIVER, TUMOUR))
     points = labels.volume.grid.index_to_world(index[:: max(1, len(index) // 20_000), ::-1])
     inside = float(mr.grid.contains(points).mean())
@@ -279,9 +272,12 @@ class Networks:
     segmentation: ModelEntry | None
 
 
-def _choose_models(arguments: RegisterArguments, stages: tuple[str, ...]) -> Networks:
+def _choose_models(arguments: RegisterArguments, stages: tuple[str, ...], monitor: Monitor) -> Networks:
     def chosen(name: str | None, task: str) -> ModelEntry | None:
-        if name == NO_MODEL or (name is None and default_id(task) is None):
+        if name == NO_MODEL:
+            return None
+        if name is None and default_id(task) is None:
+            monitor.log(f"No {task} model is installed: this run does without (weaktumour models import adds one).")
             return None
         return find(name, task)
 
@@ -307,7 +303,7 @@ def find_livers(inputs: Inputs, model: ModelEntry | None, device: torch.device, 
             )
         segmentation = segment(turned.mr, "mr", model, device, monitor).moved(frame)
         try:
-            labels = segmentation.labels_on(inputs.mr.grid) if labels is None else _with_liver(labels, segmentation)
+            labels = segmentation.labels_on(inputs.mr.grid) if labels is None else with_liver(labels, segmentation)
         except NoLiver as error:
             raise InputError("MRI: no liver could be found in it; give --mr-labels with the liver as 1.") from error
         found.append("mr")
@@ -318,18 +314,6 @@ def find_livers(inputs: Inputs, model: ModelEntry | None, device: torch.device, 
             ct_liver = Volume(ct_liver.array, ct_liver.grid.moved(frame))
             found.append("ct")
     return replace(inputs, labels=labels, ct_liver=ct_liver, found=tuple(found), ct_scan=ct_scan)
-
-
-def _with_liver(labels: LabelMap, segmentation: Segmentation) -> LabelMap:
-    """Labels without a liver, and the liver that was found where they leave room: 1, or the first value not in use."""
-    liver = segmentation.liver().resample_to(labels.volume.grid).array > 0.5
-    array, used = labels.volume.array.copy(), {label.value for label in labels.labels}
-    value = next(number for number in range(1, 257) if number not in used)
-    if value > np.iinfo(array.dtype).max:
-        array = array.astype(np.uint16)
-    array[liver & (array == 0)] = value
-    known = sorted((*labels.labels, Label(value, "Liver", LIVER)), key=lambda label: label.value)
-    return LabelMap(Volume(array, labels.volume.grid), tuple(known))
 
 
 def _find_ct_liver(
@@ -357,10 +341,9 @@ def _find_ct_liver(
 # -- registration -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Registered:
-    """deformation: what comes before the alignment, None for nothing. grid: that of the result's field.
+    """Fixed -> moving: the alignment after the deformation (None: of nothing). grid: that of the result's field.
 
-    predicted: MSCGUNet's field, where it was kept.
-    All of it in the CT's frame; `in_world` turns a field back.
+    predicted: MSCGUNet's field, where it was kept. All of it in the CT's frame; `in_world` turns a field back.
     """
 
     alignment: Alignment
@@ -440,20 +423,8 @@ def _predict(start: Registered, model: ModelEntry | None, device: torch.device, 
     if model is None:
         return start
     predicted = predict(start.fixed, start.moving, start.alignment.transform, model, device, monitor)
-    score = start.scorer(Composed(start.alignment.transform, predicted.transform))
-    kept = score < start.score and predicted.min_jacobian > 0
-    candidates = [*start.candidates, results.Candidate(start.alignment.winner.name, "mscgunet", score, kept)]
-    if not kept:
-        monitor.log("MSCGUNet's prediction did not improve the score and was dropped.")
-        return replace(start, candidates=candidates)
-    return replace(
-        start,
-        candidates=candidates,
-        stages_kept=[*start.stages_kept, "mscgunet"],
-        deformation=predicted.transform,
-        score=score,
-        predicted=predicted,
-    )
+    judged = _judge(start, "mscgunet", "MSCGUNet's prediction", predicted.transform, predicted.min_jacobian, monitor)
+    return replace(judged, predicted=predicted if judged.deformation is predicted.transform else None)
 
 
 def _refine(
@@ -471,20 +442,21 @@ def _refine(
         device=device,
         monitor=monitor,
     )
-    score = start.scorer(Composed(start.alignment.transform, refinement.field))
-    kept = score < start.score and refinement.min_jacobian > 0
-    name = start.alignment.winner.name
-    candidates = [*start.candidates, results.Candidate(name, "refinement", score, kept)]
+    return _judge(start, "refinement", "Refinement", refinement.field, refinement.min_jacobian, monitor)
+
+
+def _judge(
+    start: Registered, stage: str, what: str, deformation: DisplacementField, min_jacobian: float, monitor: Monitor
+) -> Registered:
+    """A stage's deformation (applied before the alignment) in place of the former one, if the score improves."""
+    score = start.scorer(Composed(start.alignment.transform, deformation))
+    kept = score < start.score and min_jacobian > 0
+    candidates = [*start.candidates, results.Candidate(start.alignment.winner.name, stage, score, kept)]
     if not kept:
-        monitor.log("Refinement did not improve the score and was dropped.")
+        monitor.log(f"{what} did not improve the score and was dropped.")
         return replace(start, candidates=candidates)
-    return replace(
-        start,
-        candidates=candidates,
-        stages_kept=[*start.stages_kept, "refinement"],
-        deformation=refinement.field,
-        score=score,
-    )
+    kept_stages = [*start.stages_kept, stage]
+    return replace(start, candidates=candidates, stages_kept=kept_stages, deformation=deformation, score=score)
 
 
 def _before(inputs: Inputs, monitor: Monitor) -> tuple[Volume, Volume]:
@@ -495,42 +467,6 @@ def _before(inputs: Inputs, monitor: Monitor) -> tuple[Volume, Volume]:
     initial = DisplacementField.of(inputs.initial, field_grid(inputs.ct.grid))
     labels = propagate_labels(inputs.labels, initial, inputs.ct.grid, monitor).labels.volume
     return resample_mr(inputs.mr, initial, inputs.ct.grid), labels
-
-
-# -- segmentation alone ---------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class SegmentArguments:
-    """The command line's options of `segment`, with underscores. out: the label map's file."""
-
-    image: str
-    out: str
-    modality: str = "auto"
-    segmentation_model: str | None = None
-    overwrite: bool = False
-    device: str = "auto"
-
-
-def segment_image(arguments: SegmentArguments, monitor: Monitor) -> Path:
-    """Write the liver and tumours that the UNet finds in an image as a label map; returns its path.
-
-    1 liver, 2 and above one tumour each, largest first. Raises InputError, ModelError, DeviceError, Cancelled.
-    """
-    if arguments.modality not in MODALITIES:
-        raise InputError(f'Modality: "{arguments.modality}" is not known; choose one of {", ".join(MODALITIES)}.')
-    device = choose_device(arguments.device)
-    model = find(arguments.segmentation_model, "segmentation")
-    monitor.plan({"read": 2, "segmentation": 4, "write": 1})
-    with open_file(arguments.out, arguments.overwrite) as path:
-        with monitor.stage("read"):
-            image = read_volume(arguments.image, "Image")
-            modality = modality_of(image) if arguments.modality == "auto" else arguments.modality
-            monitor.log(f"The image is taken for {'a CT' if modality == 'ct' else 'an MRI'}.")
-        with monitor.stage("segmentation"):
-            labels = segment(image, modality, model, device, monitor).labels_on(image.grid)
-        with monitor.stage("write"):
-            write_volume(labels.volume, path)
-            monitor.check()
-    return Path(arguments.out)
 
 
 # -- the result folder --------------------------------------------------------------------------------------------

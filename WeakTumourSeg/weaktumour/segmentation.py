@@ -6,19 +6,21 @@ resample along the image's own axes  ->  probabilities  ->  one liver, tumours i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import nn
 
-from .devices import mixed_precision, on_device
+from .devices import choose_device, mixed_precision, on_device
 from .errors import InputError, ModelError
 from .labels import LIVER, TUMOUR, Label, LabelMap, equivalent_diameter
-from .models import ModelEntry, load
+from .models import ModelEntry, find, load
 from .progress import Monitor
 from .registration.preparation import Scan, prepare_ct, prepare_mr, tensor
-from .volumes import Grid, Volume
+from .volumes import Grid, Volume, read_volume, write_volume
+from .workspace import open_file
 
 MODALITIES = ("auto", "ct", "mr")
 # More voxels than this in one piece take several GB; then the image is cut into slabs that overlap.
@@ -146,3 +148,51 @@ def _box(mask: np.ndarray, margin: int = 4) -> tuple[slice, ...]:
 
 def _without_holes(mask: np.ndarray) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(mask.astype(np.uint8))))
+
+
+def with_liver(labels: LabelMap, segmentation: Segmentation) -> LabelMap:
+    """Labels without a liver, and the liver that was found where they leave room: 1, or the first value not in use."""
+    liver = segmentation.liver().resample_to(labels.volume.grid).array > 0.5
+    array, used = labels.volume.array.copy(), {label.value for label in labels.labels}
+    value = next(number for number in range(1, 257) if number not in used)
+    if value > np.iinfo(array.dtype).max:
+        array = array.astype(np.uint16)
+    array[liver & (array == 0)] = value
+    known = sorted((*labels.labels, Label(value, "Liver", LIVER)), key=lambda label: label.value)
+    return LabelMap(Volume(array, labels.volume.grid), tuple(known))
+
+
+# -- a file in, a file out -----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class SegmentArguments:
+    """The command line's options of `segment`, with underscores. out: the label map's file."""
+
+    image: str
+    out: str
+    modality: str = "auto"
+    segmentation_model: str | None = None
+    overwrite: bool = False
+    device: str = "auto"
+
+
+def segment_image(arguments: SegmentArguments, monitor: Monitor) -> Path:
+    """Write the liver and tumours that the UNet finds in an image as a label map; returns its path.
+
+    1 liver, 2 and above one tumour each, largest first. Raises InputError, ModelError, DeviceError, Cancelled.
+    """
+    if arguments.modality not in MODALITIES:
+        raise InputError(f'Modality: "{arguments.modality}" is not known; choose one of {", ".join(MODALITIES)}.')
+    device = choose_device(arguments.device)
+    model = find(arguments.segmentation_model, "segmentation")
+    monitor.plan({"read": 2, "segmentation": 4, "write": 1})
+    with open_file(arguments.out, arguments.overwrite) as path:
+        with monitor.stage("read"):
+            image = read_volume(arguments.image, "Image")
+            modality = modality_of(image) if arguments.modality == "auto" else arguments.modality
+            monitor.log(f"The image is taken for {'a CT' if modality == 'ct' else 'an MRI'}.")
+        with monitor.stage("segmentation"):
+            labels = segment(image, modality, model, device, monitor).labels_on(image.grid)
+        with monitor.stage("write"):
+            write_volume(labels.volume, path)
+            monitor.check()
+    return Path(arguments.out)

@@ -90,7 +90,7 @@ def _simulate(arguments: dict[str, Any], out: Path, monitor: Monitor) -> Path:
 
 
 def _segment(arguments: dict[str, Any], out: Path, monitor: Monitor) -> Path:
-    from .pipeline import SegmentArguments, segment_image
+    from .segmentation import SegmentArguments, segment_image
 
     return segment_image(SegmentArguments(out=str(out), **arguments), monitor)
 

@@ -40,54 +40,52 @@ def open_workspace(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     `overwrite` is not set), or the disk is full.
     """
     target = check_out(out, overwrite)
-    remove_stale(target)
-    partial = _partial_folder(target, os.getpid())
-    if partial in _open_here:
-        raise InputError(f"--out: another run of this process is writing {target}; choose another folder.")
-    try:
-        partial.mkdir()
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    _open_here.add(partial)
-    try:
+    with _partial(target) as partial:
         with _temporary_files_in(partial / ".temporary"):
             yield partial
         _publish(partial, target, overwrite)
-    except (OSError, RuntimeError) as error:
-        # SimpleITK does not say why a file could not be written: look at the disk before the space is freed again.
-        full = getattr(error, "errno", None) == errno.ENOSPC or _disk_is_full(target.parent)
-        remove_tree(partial)
-        if full:
-            raise InputError(
-                f"--out: the disk of {target.parent} is full; free space or choose another folder."
-            ) from error
-        raise
-    finally:
-        remove_tree(partial)
-        _open_here.discard(partial)
 
 
 @contextmanager
 def open_file(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """As `open_workspace` for a result that is one file: yields where to write it; it becomes OUT when the block ends.
 
-    Raises InputError: OUT cannot be written, or exists and `overwrite` is not set.
+    Raises InputError: OUT cannot be written, exists and `overwrite` is not set, or the disk is full.
     """
     target = check_out_file(out, overwrite)
+    with _partial(target) as partial:
+        with _temporary_files_in(partial / ".temporary"):
+            yield partial / target.name
+        check_out_file(target, overwrite)
+        try:
+            (partial / target.name).replace(target)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """The folder OUT.partial-PID, made, and in the end removed with whatever is left in it. Raises InputError."""
     remove_stale(target)
     partial = _partial_folder(target, os.getpid())
+    if partial in _open_here:
+        raise InputError(f"--out: another run of this process is writing {target}; choose another name.")
     try:
         partial.mkdir()
     except OSError as error:
         raise _unwritable(target, error) from error
     _open_here.add(partial)
     try:
-        yield partial / target.name
-        check_out_file(target, overwrite)
-        try:
-            (partial / target.name).replace(target)
-        except OSError as error:
-            raise _unwritable(target, error) from error
+        yield partial
+    except (OSError, RuntimeError) as error:
+        # SimpleITK does not say why a file could not be written: look at the disk before the space is freed again.
+        full = getattr(error, "errno", None) == errno.ENOSPC or _disk_is_full(target.parent)
+        remove_tree(partial)
+        if full:
+            raise InputError(
+                f"--out: the disk of {target.parent} is full; free space or choose another place."
+            ) from error
+        raise
     finally:
         remove_tree(partial)
         _open_here.discard(partial)
@@ -123,14 +121,12 @@ def check_out(out: str | Path, overwrite: bool = False) -> Path:
         raise InputError(f"--out: the folder {target.parent} does not exist; create it first or choose another.")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise InputError(f"--out: the folder {target.parent} is not writable; choose another.")
-    if not os.path.lexists(target):
-        return target
-    if not target.is_dir():
-        raise InputError(f"--out: {target} is a file; name a new folder.")
-    try:
+    try:  # one look: another run may move it aside at any moment
         names = os.listdir(target)
     except FileNotFoundError:
-        return target  # another run moved it aside at this moment
+        return target
+    except NotADirectoryError as error:
+        raise InputError(f"--out: {target} is a file; name a new folder.") from error
     except OSError as error:
         raise _unwritable(target, error) from error
     if names and not overwrite:

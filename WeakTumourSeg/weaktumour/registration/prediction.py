@@ -18,7 +18,7 @@ from ..errors import ModelError
 from ..models import ModelEntry, load
 from ..progress import Monitor
 from ..volumes import Grid
-from .preparation import DISTANCE_LIMIT_MM, Scan, resample_affine, tensor
+from .preparation import CT_WINDOW_HU, DISTANCE_LIMIT_MM, Scan, resample_affine, tensor
 from .similarity import mind_ssc
 
 _FADE_MM = 24.0
@@ -58,6 +58,8 @@ def predict(
             _on_grid(scan, grid, transform, device)
             for scan, transform in ((fixed, Affine.identity()), (moving, alignment))
         ]
+        if published:
+            seen[0] = (_published_window(seen[0][0]), seen[0][1])
         inputs = pair_inputs(*(value for value, _ in seen), *(distance for _, distance in seen), spacing, channels)
         with torch.no_grad():
             velocity = network(*inputs).velocity.float().cpu()
@@ -98,6 +100,12 @@ def _on_grid(
     distance = tensor(scan.liver_distance_mm)
     distance = resample_affine(distance, scan.grid, grid, transform, outside=DISTANCE_LIMIT_MM)
     return value.to(device), distance.to(device)
+
+
+def _published_window(value: torch.Tensor) -> torch.Tensor:
+    """The CT in our window -> in that of the published training, level 50 and width 350 HU."""
+    low, high = CT_WINDOW_HU
+    return ((low + (high - low) * value - (50 - 350 / 2)) / 350).clamp(0, 1)
 
 
 def _half_grid(grid: Grid, shape: tuple[int, ...]) -> Grid:
