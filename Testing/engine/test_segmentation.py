@@ -68,6 +68,20 @@ def test_specks_are_no_tumours():
     assert labels.volume.array.max() == 1
 
 
+def test_vessels_taken_for_tumours_are_left_out():
+    """A tube is, a ball is not, and a ball on a tube keeps its volume without it."""
+    y, x = (GRID.points()[..., axis] for axis in (1, 0))
+    tube = 1 / (1 + np.exp((np.hypot(y - 60, x - 45) - 3.5) / 0.7))
+    liver, fine = ball((60, 60, 60), 42.0), GRID.with_spacing(1.0)
+    assert not found(liver, (tube * (liver > 0.5)).astype(np.float32)).labels_on(fine).tumours
+    alone = found(liver, ball((48, 60, 60), 9.0)).labels_on(fine)
+    attached = found(liver, np.maximum(ball((48, 60, 60), 9.0), tube * (liver > 0.5)).astype(np.float32)).labels_on(fine)
+    volume = 4 / 3 * np.pi * 0.9**3
+    assert [label.role for label in alone.labels] == [label.role for label in attached.labels] == [LIVER, TUMOUR]
+    assert volume_ml(alone.volume.array == 2, fine) == pytest.approx(volume, rel=0.1)
+    assert volume_ml(attached.volume.array == 2, fine) == pytest.approx(volume, rel=0.25)
+
+
 def test_no_liver():
     with pytest.raises(NoLiver, match="upper abdomen"):
         found(ball((60, 60, 60), 12.0)).liver()

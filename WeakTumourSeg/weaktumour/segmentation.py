@@ -27,6 +27,7 @@ MODALITIES = ("auto", "ct", "mr")
 _PIECE_VOXELS = 2_500_000
 _OVERLAP = 16
 _SMALLEST_TUMOUR_MM = 6.0  # diameter; below it, at the network's spacing, there is nothing to tell from noise
+_THIN_MM = 3.0  # what an erosion by so much makes vanish is a vessel: the large ones of a liver are 6 to 9 mm wide
 _SMALLEST_LIVER_ML = 150.0
 
 
@@ -71,7 +72,7 @@ class Segmentation:
         """0, 1 liver, 2 and above one tumour each (largest first), on the image's own grid. Raises NoLiver."""
         whole = self.liver()
         liver = whole.resample_to(grid).array > 0.5
-        tumour = Volume(np.where(whole.array > 0.5, self.probability[2], 0.0).astype(np.float32), self.grid)
+        tumour = Volume(_without_vessels(self.probability[2], whole.array > 0.5, self.grid.spacing[0]), self.grid)
         inside = (tumour.resample_to(grid).array > 0.5) & liver
         result = liver.astype(np.uint8)
         labels = [Label(1, "Liver", LIVER)]
@@ -144,6 +145,20 @@ def _box(mask: np.ndarray, margin: int = 4) -> tuple[slice, ...]:
         low, high = (int(hit[0]), int(hit[-1]) + 1) if len(hit) else (0, size)
         spans.append(slice(max(0, low - margin), min(size, high + margin)))
     return tuple(spans)
+
+
+def _without_vessels(probability: np.ndarray, inside: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Probability of tumour, 0 where what is taken for one is thin: that is most often a vessel.
+
+    An opening; what is thicker keeps its border, with the probability below 0.5 beyond it.
+    """
+    likely = (probability > 0.5) & inside
+    thin = max(1, round(_THIN_MM / spacing_mm))
+    core = sitk.BinaryErode(sitk.GetImageFromArray(likely.astype(np.uint8)), [thin] * 3, sitk.sitkBox)
+    grown = sitk.GetArrayFromImage(sitk.BinaryDilate(core, [thin + 1] * 3, sitk.sitkBall)) > 0
+    kept = sitk.GetImageFromArray((grown & likely).astype(np.uint8))
+    border = sitk.GetArrayFromImage(sitk.BinaryDilate(kept, [1, 1, 1], sitk.sitkBall)) > 0
+    return np.where(border & inside & (grown | ~likely), probability, 0.0).astype(np.float32)
 
 
 def _without_holes(mask: np.ndarray) -> np.ndarray:
