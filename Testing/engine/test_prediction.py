@@ -158,7 +158,7 @@ def test_refinement_starts_from_it(model, monkeypatch):
     with_velocity((5.0, 0.0, -4.0), monkeypatch)
     scan = ball_scan((0, 0, 0))
     predicted = predict(scan, scan, Affine.identity(), entry, CPU, Monitor())
-    settings = RefinementSettings(levels=(Level(2, 64.0, 0),))
+    settings = RefinementSettings(levels=(Level(2, 64.0, 0),), search_mm=0)
     refined = refine(scan, scan, Affine.identity(), settings, start=predicted, device=CPU, monitor=Monitor())
     points = np.random.default_rng(0).uniform(-40, 40, (50, 3))
     difference = refined.field.transform_points(points) - predicted.transform.transform_points(points)

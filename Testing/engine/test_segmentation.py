@@ -75,7 +75,9 @@ def test_vessels_taken_for_tumours_are_left_out():
     liver, fine = ball((60, 60, 60), 42.0), GRID.with_spacing(1.0)
     assert not found(liver, (tube * (liver > 0.5)).astype(np.float32)).labels_on(fine).tumours
     alone = found(liver, ball((48, 60, 60), 9.0)).labels_on(fine)
-    attached = found(liver, np.maximum(ball((48, 60, 60), 9.0), tube * (liver > 0.5)).astype(np.float32)).labels_on(fine)
+    attached = found(liver, np.maximum(ball((48, 60, 60), 9.0), tube * (liver > 0.5)).astype(np.float32)).labels_on(
+        fine
+    )
     volume = 4 / 3 * np.pi * 0.9**3
     assert [label.role for label in alone.labels] == [label.role for label in attached.labels] == [LIVER, TUMOUR]
     assert volume_ml(alone.volume.array == 2, fine) == pytest.approx(volume, rel=0.1)

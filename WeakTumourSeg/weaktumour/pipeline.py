@@ -76,7 +76,7 @@ _SECONDS = {
 PRESETS = {
     "fast": Preset(
         4.0,
-        RefinementSettings(levels=(Level(2, 64.0, 15), Level(2, 32.0, 20), Level(2, 16.0, 25))),
+        RefinementSettings(levels=(Level(2, 16.0, 25),)),
         {**_SECONDS, "refinement": 3},
     ),
     "balanced": Preset(
@@ -86,7 +86,7 @@ PRESETS = {
     ),
     "thorough": Preset(
         2.5,
-        RefinementSettings(levels=(Level(2, 64.0, 30), Level(2, 32.0, 35), Level(2, 16.0, 45), Level(2, 10.0, 45))),
+        RefinementSettings(levels=(Level(2, 16.0, 45), Level(2, 10.0, 45))),
         {**_SECONDS, "refinement": 18},
     ),
 }

@@ -1,8 +1,8 @@
 """Refinement ("instance optimisation"): the smooth, invertible deformation that is left after alignment.
 
 The transform is  fixed -> moving  =  alignment o exp(v),  with v a stationary velocity field (Arsigny et al. 2006;
-Ashburner 2007) given by cubic B-spline coefficients on a coarse grid, then on finer ones, on top of what MSCGUNet
-predicted. Adam minimises
+Ashburner 2007): what MSCGUNet predicted, corrected by a search over whole shifts (`search`), then cubic B-splines on a
+coarse grid and on finer ones. For these Adam minimises
 
     (MIND-SSC fixed - MIND-SSC moving)^2      where both images have tissue and no lesion
   + distance between the livers' surfaces     where both masks are known; else
@@ -28,16 +28,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..deformation import Affine, DisplacementField, integrate, jacobian_determinant, sample, warp
+from ..deformation import Affine, DisplacementField, compose, integrate, jacobian_determinant, sample, warp
 from ..progress import Monitor
 from ..volumes import Grid
 from .prediction import Predicted
 from .preparation import Scan, resample_affine, tensor, unlike_liver
+from .search import as_velocity, shift_costs, smooth_shifts
 from .similarity import CHANNELS, erode, mind_ssc
 
 _FADE_MM = 15.0  # over this distance the deformation falls to zero at the working grid's faces
 _INTEGRATION_STEPS = 4  # while optimising
 _RESULT_STEPS = 5  # v of 15 mm moves by less than a quarter of a voxel in each
+_LESION_ROUNDS = 4
 _SPARSE = 4  # far from the liver one in so many points is compared
 
 
@@ -59,14 +61,10 @@ class RefinementSettings:
     liver_region_mm from the liver; liver_stiffness: how much stiffer the liver is than what surrounds it, so that it
     follows its own features rather than the spine and ribs that it slides along.
     liver_tissue, liver_pull: see `preparation.unlike_liver`. mind_*: see `mind_ssc`.
+    search_mm: shifts of up to so much are tried before the levels; 0 for none.
     """
 
-    levels: tuple[Level, ...] = (
-        Level(2, 64.0, 18),
-        Level(2, 32.0, 20),
-        Level(2, 16.0, 25),
-        Level(2, 10.0, 15),
-    )
+    levels: tuple[Level, ...] = (Level(2, 16.0, 25), Level(2, 10.0, 15))
     learning_rate_mm: float = 1.0
     gradient: float = 0.001
     bending: float = 0.007
@@ -82,6 +80,7 @@ class RefinementSettings:
     liver_pull: float = 1.0
     mind_dilation: int = 1
     mind_radius: int = 1
+    search_mm: float = 18.0
 
 
 @dataclass(frozen=True)
@@ -107,16 +106,15 @@ def refine(
 ) -> Refinement:
     """Deform on top of an alignment. fixed and moving share their spacing (isotropic, mm).
 
-    start: a velocity to begin with, in place of the coarsest level; it stays part of what the regularisation weighs.
+    start: a velocity to begin with; it stays part of what the regularisation weighs.
     """
     problem = _Problem(fixed, moving, alignment, settings, device)
     velocity = _Velocity(problem.grid, device)
     if start is not None:
         velocity.begin_with(start)
-    # What the coarsest level would find, the prediction holds already.
-    levels = settings.levels if start is None or len(settings.levels) == 1 else settings.levels[1:]
-    total, done = sum(level.steps for level in levels), 0
-    for level in levels:
+    problem.search(velocity)
+    total, done = sum(level.steps for level in settings.levels), 0
+    for level in settings.levels:
         problem.optimise(velocity, level, lambda step, done=done: monitor.update((done + step) / total))
         done += level.steps
     displacement, min_jacobian = problem.diffeomorphic(velocity)
@@ -155,9 +153,13 @@ class _Velocity:
         return torch.zeros((1, 3, *knots), device=self.device)
 
     def begin_with(self, start: Predicted) -> None:
-        """A velocity on a lattice of its own along the same axes, linear between its nodes, zero beyond them."""
+        """A velocity on a lattice of its own along the same axes."""
         first = (np.asarray(start.grid.origin) - np.asarray(self.grid.origin)) @ self.grid.axes  # x, y, z, mm
-        self.given = (start.velocity_mm.to(self.device), first[::-1].tolist(), start.grid.spacing[0])
+        self.put(start.velocity_mm.to(self.device), first[::-1].tolist(), start.grid.spacing[0])
+
+    def put(self, velocity_mm: torch.Tensor, first_mm: list[float], spacing: float) -> None:
+        """In place of a former one: linear between its nodes, zero beyond them. first_mm: z, y, x of the first node."""
+        self.given = (velocity_mm, first_mm, spacing)
 
     def add(self, control: torch.Tensor, control_mm: float) -> None:
         self.layers.append((control, control_mm))
@@ -232,11 +234,12 @@ class _Problem:
         valid = erode((from_moving(moving.inside) > 0.99).float(), 2)
         self.moving_weight = valid * (settings.outside_liver + (1 - settings.outside_liver) * region)
         self.stiffness = 1 + settings.liver_stiffness * torch.sigmoid((3.0 - distance) / 2.0)
+        self.lesion = torch.zeros_like(distance)
         if moving.lesion_distance_mm is not None:
             lesion = from_moving(moving.lesion_distance_mm, None)
             self.moving_weight = self.moving_weight * torch.sigmoid((lesion - settings.lesion_rim_mm) / 0.7)
-            stiff = torch.sigmoid((settings.lesion_stiff_rim_mm - lesion) / 0.7)
-            self.stiffness = self.stiffness * (1 + settings.lesion_stiffness * stiff)
+            self.lesion = torch.sigmoid((settings.lesion_stiff_rim_mm - lesion) / 0.7)
+            self.stiffness = self.stiffness * (1 + settings.lesion_stiffness * self.lesion)
 
         # What is known of the CT's liver: its surface, and what cannot be liver.
         self.surface = None
@@ -244,17 +247,49 @@ class _Problem:
             self.surface = (from_fixed(fixed.liver_distance_mm, None), distance)
         self.unlike = unlike_liver(fixed_value, (distance < -8.0) & (self.moving_weight > 0.9), settings.liver_pull)
 
+    def _lattice(self, pool: int) -> list[torch.Tensor]:
+        """Node positions z, y, x of the grid pooled by so much, mm from its first voxel centre."""
+        return [
+            (torch.arange(n // pool, device=self.device) + 0.5) * pool * self.spacing - 0.5 * self.spacing
+            for n in self.grid.shape
+        ]
+
+    @torch.no_grad()
+    def search(self, velocity: _Velocity) -> None:
+        """Put a velocity in the place of what is given that also holds the shifts the images ask for."""
+        pool = self.settings.levels[0].pooling
+        step = pool * self.spacing
+        reach = int(self.settings.search_mm / step)
+        if reach == 0:
+            return
+        compared, carried = self._lattice(pool), self._lattice(2 * pool)
+        known = velocity.on(carried) / (2 * step)
+        start = integrate(known, steps=_INTEGRATION_STEPS)
+        images = F.avg_pool3d(torch.cat((self.moving_features, self.moving_weight), 1), pool)
+        if velocity.given is not None:
+            to_compared = [_linear_matrix(c, a) for c, a in zip(carried, compared, strict=True)]
+            images = warp(images, _separable(2 * start, to_compared))
+        costs, shifts = shift_costs(
+            F.avg_pool3d(self.fixed_features, pool),
+            images[:, :CHANNELS],
+            F.avg_pool3d(self.fixed_weight, pool),
+            images[:, CHANNELS:],
+            reach,
+            block=2,
+        )
+        found = compose(start, smooth_shifts(costs, shifts) / 2)
+        # The search knows nothing of stiffness: in a lesion, what lies around it takes its place.
+        lesion = warp(F.avg_pool3d(self.lesion, 2 * pool), found).clamp(max=0.5) / 0.5
+        for _ in range(_LESION_ROUNDS):
+            around = F.avg_pool3d(F.pad(found, (1,) * 6, mode="replicate"), 3, stride=1)
+            found = found + lesion * (around - found)
+        first = [float(position[0]) for position in carried]
+        velocity.put(as_velocity(found, known) * 2 * step, first, 2 * step)
+
     def optimise(self, velocity: _Velocity, level: Level, report: Callable[[int], None]) -> None:
         """Add a layer of B-splines to the velocity."""
         s, pool = self.settings, level.pooling
-        shape = tuple(n // pool for n in self.grid.shape)
-        compared = [
-            (torch.arange(n, device=self.device) + 0.5) * pool * self.spacing - 0.5 * self.spacing for n in shape
-        ]
-        carried = [
-            (torch.arange(n // 2, device=self.device) + 0.5) * 2 * pool * self.spacing - 0.5 * self.spacing
-            for n in shape
-        ]
+        compared, carried = self._lattice(pool), self._lattice(2 * pool)
         spacing = 2 * pool * self.spacing  # of the lattice that carries the velocity
         to_compared = [_linear_matrix(c, a) for c, a in zip(carried, compared, strict=True)]
 
