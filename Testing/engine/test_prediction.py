@@ -6,14 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from weaktumour import models, pipeline
-from weaktumour.deformation import Affine
+from weaktumour.deformation import Affine, integrate
 from weaktumour.errors import ModelError
 from weaktumour.labels import LabelMap, name_labels
 from weaktumour.networks import build
+from weaktumour.networks.mscgunet import Prediction
 from weaktumour.progress import Monitor
-from weaktumour.registration.prediction import pair_inputs, predict
+from weaktumour.registration.prediction import in_passes, pair_inputs, predict
 from weaktumour.registration.preparation import Scan
 from weaktumour.registration.refinement import Level, RefinementSettings, refine
 from weaktumour.volumes import Grid
@@ -125,6 +127,53 @@ def test_its_field_is_where_the_liver_is(model, monkeypatch):
     faces = predicted.transform.displacement_mm
     assert max(np.abs(faces[0]).max(), np.abs(faces[:, 0]).max(), np.abs(faces[:, :, -1]).max()) < 1e-6
     assert predicted.min_jacobian > 0.3
+
+
+class HalfWay(torch.nn.Module):
+    """A network without weights that answers half of the way along z from one ball's middle to the other's."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, fixed, moving):
+        # The liver's distance is smallest in its middle.
+        z = torch.arange(fixed.shape[2], dtype=torch.float32).reshape(-1, 1, 1)
+        middles = [float((z * (image[0, 1] < -1.0)).sum() / (image[0, 1] < -1.0).sum()) for image in (fixed, moving)]
+        self.seen.append(middles[1] - middles[0])
+        velocity = torch.zeros(1, 3, *(n // 2 for n in fixed.shape[2:]))
+        velocity[:, 2] = 0.5 * self.seen[-1] / 2  # half voxels
+
+        def exponential(v):
+            return 2 * F.interpolate(integrate(v, steps=7), scale_factor=2, mode="trilinear", align_corners=False)
+
+        return Prediction(exponential(velocity), velocity, None, torch.zeros(()), velocity, velocity, exponential)
+
+
+@pytest.mark.parametrize(("passes", "left"), [(1, 0.5), (2, 0.25), (3, 0.125)])
+def test_each_pass_is_asked_about_what_the_last_left(passes, left):
+    network, values = HalfWay(), pair((0.0, 0.0, 4 * SPACING))
+    found = in_passes(network, *values, SPACING, 5, passes)
+    assert network.seen == pytest.approx([4 * 0.5**n for n in range(passes)], abs=0.15)
+    middle = tuple(n // 2 for n in values[0].shape[2:])
+    assert float(found.displacement[0, 2][middle]) == pytest.approx(4 * (1 - left), abs=0.15)
+    # One velocity holds all of it, for the refinement to start from.
+    assert torch.allclose(found.exponential(found.velocity), found.displacement)
+    assert float(found.inverse_displacement()[0, 2][middle]) == pytest.approx(-4 * (1 - left), abs=0.15)
+
+
+def test_a_model_says_how_often_it_is_asked(model, monkeypatch):
+    from weaktumour.registration import prediction
+
+    scans = ball_scan((0, 0, 0)), ball_scan((0, 0, 2 * SPACING))
+    for passes in (1, 3):
+        network = HalfWay()
+        network.image_channels = 5
+        monkeypatch.setattr(prediction, "load", lambda entry, device, network=network: network)
+        entry = model()
+        entry = replace(entry, input={**entry.input, "passes": passes})
+        predict(*scans, Affine.identity(), entry, CPU, Monitor())
+        assert len(network.seen) == passes
 
 
 def test_the_cube_follows_the_alignment(model, monkeypatch):

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from ..deformation import Affine, DisplacementField, integrate, jacobian_determinant
+from ..deformation import Affine, DisplacementField, compose, integrate, jacobian_determinant, warp
 from ..devices import on_device
 from ..errors import ModelError
 from ..models import ModelEntry, load
+from ..networks.mscgunet import Prediction
 from ..progress import Monitor
 from ..volumes import Grid
 from .preparation import CT_WINDOW_HU, DISTANCE_LIMIT_MM, Scan, resample_affine, tensor
+from .search import as_velocity
 from .similarity import mind_ssc
 
 _FADE_MM = 24.0
@@ -49,6 +52,7 @@ def predict(
         raise ModelError(f"Model {entry.id}: it is for {entry.task}; choose a registration model.")
     published = bool(entry.arguments.get("published"))
     spacing = float(entry.input.get("spacing_mm") or fixed.grid.spacing[0])
+    passes = 1 if published else int(entry.input.get("passes") or 1)
     grid = _cube(fixed, moving, alignment, spacing, tuple(entry.input.get("shape") or (64, 64, 64)))
 
     def run(device: torch.device) -> torch.Tensor:
@@ -60,9 +64,9 @@ def predict(
         ]
         if published:
             seen[0] = (_published_window(seen[0][0]), seen[0][1])
-        inputs = pair_inputs(*(value for value, _ in seen), *(distance for _, distance in seen), spacing, channels)
+        images, distances = ([part[which] for part in seen] for which in (0, 1))
         with torch.no_grad():
-            velocity = network(*inputs).velocity.float().cpu()
+            velocity = in_passes(network, *images, *distances, spacing, channels, passes).velocity.float().cpu()
         if published:  # there it lies on the full grid, in its voxels
             return F.avg_pool3d(velocity, 2) / 2
         return velocity
@@ -125,6 +129,48 @@ def _fade(grid: Grid) -> torch.Tensor:
     return (z[:, None, None] * y[None, :, None] * x[None, None, :])[None, None]
 
 
+# -- what the network is asked -----------------------------------------------------------------------------------
+def in_passes(
+    network: nn.Module,
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    fixed_distance: torch.Tensor | None,
+    moving_distance: torch.Tensor | None,
+    spacing_mm: float,
+    channels: int,
+    passes: int,
+) -> Prediction:
+    """Ask the network, move the moving image by its answer, ask about what is left, and so on; see `pair_inputs`.
+
+    A network that learnt from many motions says too little of a large one at first (Zhao et al., recursive cascaded
+    networks, ICCV 2019). Returns the last prediction with the velocity and displacement of all of them together.
+    """
+    velocity = total = prediction = None
+    for _ in range(passes):
+        shown = moved_inputs(moving, moving_distance, None if prediction is None else prediction.displacement)
+        prediction = network(*pair_inputs(fixed, shown[0], fixed_distance, shown[1], spacing_mm, channels))
+        if passes == 1:
+            return prediction
+        step = prediction.velocity.float()
+        if velocity is None:
+            velocity, total = step, integrate(step, steps=7)
+        else:
+            total = compose(total, integrate(step, steps=7))
+            velocity = as_velocity(total, velocity + step)
+        prediction = prediction._replace(velocity=velocity, displacement=prediction.exponential(velocity))
+    return prediction
+
+
+def moved_inputs(
+    image: torch.Tensor, distance: torch.Tensor | None, displacement: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A moving image and its liver's distance as they look through a displacement (voxels); None moves nothing."""
+    if displacement is None:
+        return image, distance
+    displacement = displacement.float()
+    return warp(image, displacement), None if distance is None else warp(distance, displacement)
+
+
 # -- what the network is shown ------------------------------------------------------------------------------------
 def pair_inputs(
     fixed: torch.Tensor,
@@ -159,6 +205,13 @@ def pair_inputs(
         inputs[0].append(surface)
         inputs[1].append(similarity)
     return torch.cat(inputs[0], 1), torch.cat(inputs[1], 1)
+
+
+def images_in(shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Image and distance (mm, cut off; None where unknown) out of what `pair_inputs` made."""
+    if shown.shape[1] == 1 or not shown[:, 1].any():
+        return shown[:, :1], None
+    return shown[:, :1], 10.0 * shown[:, 1:2]
 
 
 def _force(fixed: torch.Tensor, moving: torch.Tensor, radius: int, least: float) -> torch.Tensor:

@@ -128,7 +128,7 @@ def write_model(
         "description": "",
     }
     if task == "registration":
-        metadata["input"]["shape"] = list(config.shape)
+        metadata["input"] |= {"shape": list(config.shape), "passes": config.passes}
     path = out / "model.pt"
     save_weights(path, network, config.architecture, config.arguments, metadata, half=task == "segmentation")
     return path

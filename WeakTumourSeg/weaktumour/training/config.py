@@ -121,7 +121,8 @@ class RegistrationConfig:
 
     displacement_weight: of the known displacement inside the liver (mm, Huber), 0 to learn from labels alone.
     breathing_mm, deformation_mm: largest of the random motion. unknown_liver: how often the CT's liver channel is
-    empty. See `networks.mscgunet.MSCGUNet` for `network`.
+    empty. passes: how often the pipeline asks the network, each time about what the last answer left. See
+    `networks.mscgunet.MSCGUNet` for `network`.
     """
 
     data: Data = field(default_factory=Data)
@@ -148,10 +149,11 @@ class RegistrationConfig:
     breathing_mm: float = 20.0
     deformation_mm: float = 6.0
     unknown_liver: float = 0.2
+    passes: int = 2
 
     def __post_init__(self) -> None:
         _at_least(self, label_weight=0, displacement_weight=0, smoothness_weight=0, inverse_weight=0, graph_weight=0,
-                  breathing_mm=0, deformation_mm=0, unknown_liver=0)  # fmt: skip
+                  breathing_mm=0, deformation_mm=0, unknown_liver=0, passes=1)  # fmt: skip
         _positive(self, "spacing_mm")
         _one_of(self, "loss", LOSSES)
         if min(self.shape) < 8:

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..deformation import integrate, jacobian_determinant, sample, warp
+from ..deformation import compose, integrate, jacobian_determinant, sample, warp
 from ..networks import build
 from ..networks.mscgunet import Prediction
-from ..registration.prediction import pair_inputs
+from ..registration.prediction import images_in, in_passes, moved_inputs, pair_inputs
 from ..registration.preparation import DISTANCE_LIMIT_MM
 from ..simulation.contrast import TISSUE_NAMES
 from . import synthesis
@@ -87,12 +87,18 @@ class Registration:
     # -- losses -------------------------------------------------------------------------------------------------
     def losses(self, network: nn.Module, sample: Sample) -> dict[str, torch.Tensor]:
         c = self.config
-        forward = network(sample.fixed, sample.moving)
         if c.loss == "published":
+            forward = network(sample.fixed, sample.moving)
             return self._published(forward, network(sample.swapped_fixed, sample.swapped_moving), sample)
+        # Every second pair is shown as the pipeline's second pass shows it: moved by the network's own first answer.
+        before = self._first_pass(network, sample) if c.passes > 1 and sample.number % 2 else None
+        forward = network(*self._shown(sample, before))
+        there, back = forward.displacement.float(), forward.inverse_displacement().float()
+        if before is not None:
+            there, back = compose(before[0], there), compose(back, before[1])
         found = {
-            "labels": self._label_loss(forward, sample),
-            "displacement": self._displacement_loss(forward, sample),
+            "labels": self._label_loss(there, back, sample),
+            "displacement": self._displacement_loss(there, sample),
             "smoothness": _roughness(forward.velocity),
             "graph": forward.scg_loss.float(),
         }
@@ -112,10 +118,26 @@ class Registration:
             total = total + c.inverse_weight * found["inverse"]
         return {"loss": total, **found}
 
-    def _label_loss(self, forward: Prediction, sample: Sample) -> torch.Tensor:
+    @torch.no_grad()
+    def _first_pass(self, network: nn.Module, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        """Displacement fixed -> moving and moving -> fixed."""
+        prediction = network(sample.fixed, sample.moving)
+        return prediction.displacement.float(), prediction.inverse_displacement().float()
+
+    def _shown(
+        self, sample: Sample, before: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The network's inputs after a first pass, or as they are."""
+        if before is None:
+            return sample.fixed, sample.moving
+        (fixed, fixed_distance), moving = images_in(sample.fixed), images_in(sample.moving)
+        image, distance = moved_inputs(*moving, before[0])
+        return pair_inputs(fixed, image, fixed_distance, distance, self.config.spacing_mm, sample.fixed.shape[1])
+
+    def _label_loss(self, displacement: torch.Tensor, inverse: torch.Tensor, sample: Sample) -> torch.Tensor:
         """1 - soft Dice, both directions, mean over the groups that are in the picture."""
-        there = warp(sample.moving_labels, forward.displacement.float(), padding="zeros")
-        back = warp(sample.fixed_labels, forward.inverse_displacement().float(), padding="zeros")
+        there = warp(sample.moving_labels, displacement, padding="zeros")
+        back = warp(sample.fixed_labels, inverse, padding="zeros")
         terms = []
         for ours, truth in ((there, sample.fixed_labels), (back, sample.moving_labels)):
             size = truth.sum((0, 2, 3, 4))
@@ -123,9 +145,9 @@ class Registration:
             terms.append((1 - dice[size > 20]).mean() if (size > 20).any() else dice.sum() * 0)
         return 0.5 * (terms[0] + terms[1])
 
-    def _displacement_loss(self, forward: Prediction, sample: Sample) -> torch.Tensor:
+    def _displacement_loss(self, displacement: torch.Tensor, sample: Sample) -> torch.Tensor:
         """Mean length of the error in mm, most of the weight in the liver; Huber below 1 mm."""
-        error = (forward.displacement.float() - sample.displacement) * self.config.spacing_mm
+        error = (displacement - sample.displacement) * self.config.spacing_mm
         length = (error.square().sum(1, keepdim=True) + 1).sqrt() - 1
         weight = sample.liver + 0.05
         return (weight * length).sum() / weight.sum()
@@ -157,7 +179,7 @@ class Registration:
         """Over fixed pairs: median and 90th percentile of the error in the liver (mm), before and after, and folds."""
         before, after, dice, folds = [], [], [], 0
         for item in self._validation(device):
-            prediction = network(item.fixed, item.moving)
+            prediction = self._predicted(network, item)
             inside = item.liver[0, 0] > 0.5
             scale = self.config.spacing_mm
             before.append(scale * item.displacement[0, :, inside].norm(dim=0))
@@ -176,6 +198,12 @@ class Registration:
             "folds": float(folds),
         }
 
+    def _predicted(self, network: nn.Module, sample: Sample) -> Prediction:
+        """As the pipeline asks."""
+        (fixed, fixed_distance), (moving, moving_distance) = images_in(sample.fixed), images_in(sample.moving)
+        c, channels = self.config, sample.fixed.shape[1]
+        return in_passes(network, fixed, moving, fixed_distance, moving_distance, c.spacing_mm, channels, c.passes)
+
     def picture(self, network: nn.Module, device: torch.device, path: Path) -> None:
         import matplotlib
 
@@ -187,7 +215,7 @@ class Registration:
         for column, item in enumerate(items):
             moved_labels = [item.moving_labels[:, :1]]
             images = [item.fixed[:, :1], item.moving[:, :1]]
-            displacement = network(item.fixed, item.moving).displacement.float()
+            displacement = self._predicted(network, item).displacement.float()
             moved_labels.append(warp(moved_labels[0], displacement))
             images.append(warp(images[1], displacement))
             row_of = item.fixed.shape[3] // 2
@@ -234,8 +262,8 @@ class Registration:
 
         numbers = random.numbers
         kinds = kinds or (
-            str(numbers.choice(["ct", "random"], p=[0.75, 0.25])),
-            str(numbers.choice(["mr", "random", "ct"], p=[0.65, 0.25, 0.1])),
+            str(numbers.choice(["ct", "random"], p=[0.85, 0.15])),
+            str(numbers.choice(["mr", "random", "ct"], p=[0.75, 0.2, 0.05])),
         )
         pictures = [
             synthesis.paint(tissues, kind, c.spacing_mm, random)
