@@ -8,7 +8,10 @@ score that needs no labels on the CT: the self-similarity cost in and around the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import SimpleITK as sitk
@@ -78,8 +81,11 @@ def align(fixed: Scan, moving: Scan, initial: Affine, *, scorer: Scorer, seed: i
     # Two known livers leave less to search for.
     count = _OPTIMISED_STARTS - (fixed.liver_distance_mm is not None)
     promising = _distinct(sorted(candidates, key=lambda c: c.score), moving)[:count]
-    for number, start in enumerate(promising):
-        rigid = _optimise(fixed, moving, start.transform, sitk.Euler3DTransform(), seed, monitor)
+    optimised = _side_by_side(
+        [partial(_optimise, fixed, moving, start.transform, sitk.Euler3DTransform(), seed, monitor)
+         for start in promising]
+    )  # fmt: skip
+    for number, (start, rigid) in enumerate(zip(promising, optimised, strict=True)):
         candidates.append(Candidate(start.name, "rigid", rigid, scorer(rigid)))
         monitor.update(0.4 + 0.4 * (number + 1) / len(promising))
     best = min(candidates, key=lambda c: c.score)
@@ -216,9 +222,8 @@ def _mask_start(fixed: Scan, moving: Scan) -> Affine:
     def centroid(scan: Scan) -> np.ndarray:
         return scan.grid.index_to_world(np.argwhere(scan.liver_distance_mm < 0)[:, ::-1].mean(0))
 
-    return _fit_distances(
-        fixed, moving, Affine.translation(centroid(moving) - centroid(fixed)), sitk.Euler3DTransform()
-    )
+    start = Affine.translation(centroid(moving) - centroid(fixed))
+    return _side_by_side([partial(_fit_distances, fixed, moving, start, sitk.Euler3DTransform())])[0]
 
 
 # -- coarse search ------------------------------------------------------------------------------------------------
@@ -392,8 +397,6 @@ def _run(
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     if monitor is not None:
         method.AddCommand(sitk.sitkIterationEvent, monitor.check)
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # with more, ITK's sums and so its results vary
     try:
         method.Execute(itk_fixed, itk_moving)
     except RuntimeError as error:
@@ -401,17 +404,26 @@ def _run(
         if "samples" in str(error) or "mask" in str(error).lower():
             return start
         raise
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     # ITK composes the moving initial transform outermost: MRI -> optimised -> base -> CT.
     return base.after(Affine.from_sitk(transform)).inverse()
 
 
 def _affine_variants(fixed: Scan, moving: Scan, start: Affine, seed: int, monitor: Monitor) -> list[tuple[str, Affine]]:
-    variants = [("affine", _optimise(fixed, moving, start, sitk.AffineTransform(3), seed, monitor))]
+    variants = {"affine": partial(_optimise, fixed, moving, start, sitk.AffineTransform(3), seed, monitor)}
     if fixed.liver_distance_mm is not None:
-        variants.append(("affine on masks", _fit_distances(fixed, moving, start, sitk.AffineTransform(3))))
-    return variants
+        variants["affine on masks"] = partial(_fit_distances, fixed, moving, start, sitk.AffineTransform(3))
+    return list(zip(variants, _side_by_side(variants.values()), strict=True))
+
+
+def _side_by_side(fits: Iterable[Callable[[], Affine]]) -> list[Affine]:
+    """Independent fits, in threads of their own: ITK is made to use one for each, else its sums and results vary."""
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        with ThreadPoolExecutor(min(4, torch.get_num_threads())) as pool:
+            return list(pool.map(lambda fit: fit(), fits))
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _plausible(transform: Affine) -> bool:

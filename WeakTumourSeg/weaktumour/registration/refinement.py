@@ -269,15 +269,22 @@ class _Problem:
         if velocity.given is not None:
             to_compared = [_linear_matrix(c, a) for c, a in zip(carried, compared, strict=True)]
             images = warp(images, _separable(2 * start, to_compared))
+        weight = F.avg_pool3d(self.fixed_weight, pool)
+        # Only where there is something to compare, in whole blocks; beyond it the field goes on as at its border.
+        box = _even_box(weight[0, 0] > 0.05)
+        part = (slice(None), slice(None), *box)
         costs, shifts = shift_costs(
-            F.avg_pool3d(self.fixed_features, pool),
-            images[:, :CHANNELS],
-            F.avg_pool3d(self.fixed_weight, pool),
-            images[:, CHANNELS:],
+            F.avg_pool3d(self.fixed_features, pool)[part],
+            images[:, :CHANNELS][part],
+            weight[part],
+            images[:, CHANNELS:][part],
             reach,
             block=2,
         )
-        found = compose(start, smooth_shifts(costs, shifts) / 2)
+        border = [side for span, n in zip(box[::-1], weight.shape[:1:-1], strict=True)
+                  for side in (span.start // 2, (n - span.stop) // 2)]  # fmt: skip
+        found = F.pad(smooth_shifts(costs, shifts), border, mode="replicate")
+        found = compose(start, found / 2)
         # The search knows nothing of stiffness: in a lesion, what lies around it takes its place.
         lesion = warp(F.avg_pool3d(self.lesion, 2 * pool), found).clamp(max=0.5) / 0.5
         for _ in range(_LESION_ROUNDS):
@@ -400,6 +407,16 @@ class _Adam:
             self.square.lerp_(gradient.square(), 1 - self.beta2)
             denominator = (self.square / (1 - self.beta2**self.count)).sqrt_().add_(1e-8)
             self.parameter.addcdiv_(self.mean, denominator, value=-rate / (1 - self.beta1**self.count))
+
+
+def _even_box(mask: torch.Tensor) -> tuple[slice, slice, slice]:
+    """The box (z, y, x) round what is set, its ends even numbers; everything where nothing is set."""
+    spans = []
+    for axis in range(3):
+        hit = mask.any(dim=(axis + 1) % 3, keepdim=True).any(dim=(axis + 2) % 3, keepdim=True).flatten().nonzero()
+        low, high = (int(hit[0]), int(hit[-1]) + 1) if len(hit) else (0, mask.shape[axis])
+        spans.append(slice(low // 2 * 2, min(-(-high // 2) * 2, mask.shape[axis])))
+    return tuple(spans)
 
 
 # -- pieces -------------------------------------------------------------------------------------------------------
