@@ -9,13 +9,13 @@ import SimpleITK as sitk
 import torch
 
 from weaktumour.cases import Case
-from weaktumour.deformation import Affine, DisplacementField
+from weaktumour.deformation import Affine, DisplacementField, sample
 from weaktumour.errors import InputError
 from weaktumour.pipeline import RegisterArguments, in_world, read_inputs, register_and_propagate
 from weaktumour.progress import Monitor
 from weaktumour.registration import alignment
 from weaktumour.registration.alignment import Scorer, align
-from weaktumour.registration.preparation import prepare_ct, prepare_mr, unlike_liver
+from weaktumour.registration.preparation import Scan, prepare_ct, prepare_mr, unlike_liver
 from weaktumour.registration.refinement import Level, RefinementSettings, combine, refine
 from weaktumour.volumes import Grid, Volume, read_volume, write_volume
 
@@ -87,6 +87,32 @@ def test_nothing_in_common_is_refused(simulated_patient: Case):
     fixed = prepare_ct(Volume(noise, simulated_patient.ct.grid), SPACING_MM, None)
     with pytest.raises(InputError, match="share no anatomy"):
         align(fixed, moving, Affine.identity(), scorer=Scorer(fixed, moving), seed=0, monitor=Monitor())
+
+
+def test_what_is_squeezed_is_not_missing():
+    """The true deformation scores like identical images, though the CT shows the liver on a third less room."""
+    grid = Grid((60, 60, 60), (SPACING_MM,) * 3, (0.0, 0.0, 0.0))
+    points = grid.points()
+    rng = np.random.default_rng(0)
+    texture = sitk.GetArrayFromImage(
+        sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(rng.normal(size=grid.shape).astype(np.float32)), 2.0)
+    )
+    value = (0.5 + 0.2 * texture / texture.std()).astype(np.float32)
+    ones = np.ones(grid.shape, dtype=np.float32)
+    distance = np.linalg.norm(points - 120.0, axis=-1) - 60.0
+    moving = Scan(grid, value, ones, ones, np.clip(distance, -30, 30).astype(np.float32), None)
+    off = points[..., 2] - 120.0
+    motion = np.zeros((*grid.shape, 3))
+    motion[..., 2] = 0.6 * off * np.exp(-((off / 80.0) ** 2))
+    truth = DisplacementField(grid, motion)
+    index = torch.from_numpy(np.moveaxis(grid.world_to_index(points + motion), -1, 0).astype(np.float32))[None]
+    fixed = replace(
+        moving, value=sample(torch.from_numpy(value)[None, None], index)[0, 0].numpy(), liver_distance_mm=None
+    )
+    identical = Scorer(replace(moving, liver_distance_mm=None), moving)(Affine.identity())
+    scorer = Scorer(fixed, moving)
+    assert scorer(truth) == pytest.approx(identical, abs=0.1)
+    assert scorer(Affine.identity()) > identical + 0.4
 
 
 def test_known_livers_do_not_make_noise_alike(simulated_patient: Case):

@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from ..deformation import Affine, DisplacementField, sample
+from ..deformation import Affine, DisplacementField, identity_coordinates, jacobian_determinant, sample
 from ..errors import InputError
 from ..progress import Monitor
 from ..volumes import Grid
@@ -174,12 +174,13 @@ class Scorer:
             sample(image, index, padding="zeros")[0, 0] for image in (self._moving_region, self._moving_keep)
         )
         difference = (self._mind(value) - self._fixed_mind[(..., *slices)]).square().mean(1)[0]
-        volume_scale = _volume_scale(transform)  # fixed voxels -> moving volume
-        weight = region * (keep > 0.99) * self._fixed_valid[slices]
-        excluded = region * (keep <= 0.99)
-        missing = max(0.0, self._region_voxels - float((weight.sum() + excluded.sum()) * volume_scale))
-        seen = float(weight.sum()) * volume_scale
-        cost = (float((weight * difference).sum()) * volume_scale + missing * self.unrelated) / max(seen + missing, 1.0)
+        # How many moving voxels each fixed one stands for: what is squeezed is still seen.
+        share = jacobian_determinant(index - identity_coordinates(grid.shape, index.device))[0].clamp(min=0)
+        weight = share * region * (keep > 0.99) * self._fixed_valid[slices]
+        excluded = share * region * (keep <= 0.99)
+        seen = float(weight.sum())
+        missing = max(0.0, self._region_voxels - seen - float(excluded.sum()))
+        cost = (float((weight * difference).sum()) + missing * self.unrelated) / max(seen + missing, 1.0)
         score = cost / self.unrelated
         if self.fixed.liver_distance_mm is not None:
             distance = sample(self._distance, index)[0, 0]
@@ -194,7 +195,7 @@ class Scorer:
             against = unlike_liver(self._fixed_value[(..., *slices)], covered * (distance < -8) > 0, pull=1.0)
             score += 0.25 * (1 + float((covered * against).sum()) / self._liver_voxels)
         if isinstance(transform, Affine):  # a liver hardly changes its volume; refinement has a term of its own for it
-            score += 0.5 * abs(float(np.log(volume_scale)))
+            score += 0.5 * abs(float(np.log(_volume_scale(transform))))
         return score
 
     @staticmethod
@@ -202,9 +203,8 @@ class Scorer:
         return mind_ssc(value, dilation=_SCORE_DILATION, radius=_SCORE_RADIUS)
 
 
-def _volume_scale(transform: Affine | DisplacementField) -> float:
-    affine = transform if isinstance(transform, Affine) else transform.best_affine
-    return float(abs(np.linalg.det(affine.matrix[:3, :3])))
+def _volume_scale(transform: Affine) -> float:
+    return float(abs(np.linalg.det(transform.matrix[:3, :3])))
 
 
 def _body_start(fixed: Scan, moving: Scan) -> Affine:
