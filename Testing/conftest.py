@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,14 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NO_SKIP = os.environ.get("WEAKTUMOUR_NO_SKIP") == "1"
+
+
+def pytest_configure():
+    """A shell's background job and nohup ignore these signals, and what they start does too: here they are tested."""
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.hookimpl(wrapper=True)
