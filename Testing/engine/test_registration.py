@@ -115,13 +115,26 @@ def test_what_is_squeezed_is_not_missing():
     assert scorer(Affine.identity()) > identical + 0.4
 
 
-def test_known_livers_do_not_make_noise_alike(simulated_patient: Case):
+@pytest.mark.parametrize("start", ["as given", "on the liver"])
+def test_known_livers_do_not_make_noise_alike(simulated_patient: Case, start: str):
+    """Refused also where the livers lie on each other: images that have nothing in common stay so."""
     _, moving = scans(simulated_patient)
     noise = np.random.default_rng(0).normal(40, 30, simulated_patient.ct.array.shape).astype(np.float32)
     liver = Volume(simulated_patient.ct_labels.array > 0, simulated_patient.ct_labels.grid)
     fixed = prepare_ct(Volume(noise, simulated_patient.ct.grid), SPACING_MM, liver)
+    initial = simulated_patient.truth.best_affine if start == "on the liver" else Affine.identity()
     with pytest.raises(InputError, match="share no anatomy"):
-        align(fixed, moving, Affine.identity(), scorer=Scorer(fixed, moving), seed=0, monitor=Monitor())
+        align(fixed, moving, initial, scorer=Scorer(fixed, moving), seed=0, monitor=Monitor())
+
+
+@pytest.mark.parametrize("ct_liver", [False, True])
+def test_looking_away_does_not_pay(simulated_patient: Case, ct_liver: bool):
+    fixed, moving = scans(simulated_patient, ct_liver=ct_liver)
+    scorer, truth = Scorer(fixed, moving), simulated_patient.truth.best_affine
+    good = scorer(truth)
+    for distance in (60.0, 150.0, 200.0, 250.0, 400.0, 1000.0):
+        for way in np.vstack((np.eye(3), -np.eye(3))):
+            assert scorer(truth.after(Affine.translation(distance * way))) > good + 0.2, (distance, way)
 
 
 def test_livers_of_another_shape_are_no_reason_to_refuse(simulated_patient: Case):

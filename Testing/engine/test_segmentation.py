@@ -71,7 +71,7 @@ def test_specks_are_no_tumours():
 def test_vessels_taken_for_tumours_are_left_out():
     """A tube is, a ball is not, and a ball on a tube keeps its volume without it."""
     y, x = (GRID.points()[..., axis] for axis in (1, 0))
-    tube = 1 / (1 + np.exp((np.hypot(y - 60, x - 45) - 3.5) / 0.7))
+    tube = 1 / (1 + np.exp((np.hypot(y - 60, x - 45) - 2.5) / 0.7))
     liver, fine = ball((60, 60, 60), 42.0), GRID.with_spacing(1.0)
     assert not found(liver, (tube * (liver > 0.5)).astype(np.float32)).labels_on(fine).tumours
     alone = found(liver, ball((48, 60, 60), 9.0)).labels_on(fine)
@@ -82,6 +82,18 @@ def test_vessels_taken_for_tumours_are_left_out():
     assert [label.role for label in alone.labels] == [label.role for label in attached.labels] == [LIVER, TUMOUR]
     assert volume_ml(alone.volume.array == 2, fine) == pytest.approx(volume, rel=0.1)
     assert volume_ml(attached.volume.array == 2, fine) == pytest.approx(volume, rel=0.25)
+
+
+def test_small_tumours_are_found_wherever_they_lie():
+    """From 10 mm on; the lattice's nodes may lie anywhere in them."""
+    rng = np.random.default_rng(0)
+    for diameter in (10.0, 12.0, 15.0):
+        for _ in range(6):
+            tumour = ball(60 + rng.uniform(-6, 6, 3), diameter / 2)
+            labels = found(ball((60, 60, 60), 42.0), tumour).labels_on(GRID.with_spacing(1.0))
+            assert len(labels.tumours) == 1
+            volume = volume_ml(labels.volume.array == 2, labels.volume.grid)
+            assert volume == pytest.approx(4 / 3 * np.pi * (diameter / 20) ** 3, rel=0.35)
 
 
 def test_no_liver():

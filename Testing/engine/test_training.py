@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from weaktumour import cli, models
 from weaktumour.deformation import jacobian_determinant, warp
 from weaktumour.errors import InputError
+from weaktumour.networks.mscgunet import Prediction
 from weaktumour.simulation.contrast import TISSUE_NAMES
 from weaktumour.training import anatomies, command, synthesis
 from weaktumour.training.anatomies import LIVER_TISSUES, SPACING_MM, TissueMap
@@ -465,6 +466,47 @@ def test_a_pair_fits_its_network_both_ways(sources, extra):
     assert torch.equal(sample.swapped_fixed[:, 0], sample.moving[:, 0])
 
 
+class ShareOfTheTruth(torch.nn.Module):
+    """Answers 60 % of a constant motion along x that is left of 5 voxels."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.left = [], 5.0
+
+    def forward(self, fixed, moving):
+        self.asked.append((fixed, moving))
+        answer, self.left = 0.6 * self.left, 0.4 * self.left
+        field = torch.zeros(1, 3, *fixed.shape[2:])
+        field[:, 0] = answer
+        return Prediction(field, field, None, torch.zeros(()), field, field, lambda v: v)
+
+
+def test_second_passes_learn_from_what_the_first_left(sources):
+    task = Registration(replace(REGISTRATION, inverse_weight=0.0), sources)
+    sample = task.sample(1, CPU)
+    truth = torch.zeros_like(sample.displacement)
+    truth[:, 0] = 5.0
+    for number, passes, left in ((1, 2, 5 * 0.4**2), (0, 1, 5 * 0.4)):
+        network = ShareOfTheTruth()
+        losses = task.losses(network, replace(sample, displacement=truth, number=number))
+        assert len(network.asked) == passes
+        error = left * REGISTRATION.spacing_mm
+        assert float(losses["displacement"]) == pytest.approx((error**2 + 1) ** 0.5 - 1, rel=1e-4)
+        fixed, moving = network.asked[-1]
+        assert torch.equal(fixed[:, :1], sample.fixed[:, :1])
+        expected = warp(sample.moving[:, :1], torch.zeros_like(truth) + (truth * 0.6 if passes == 2 else 0))
+        assert torch.allclose(moving[:, :1], expected, atol=1e-5)
+
+
+def test_the_published_recipe_is_asked_once(sources):
+    config = replace(REGISTRATION, loss="published", passes=2)
+    assert (config.passes_asked, REGISTRATION.passes_asked) == (1, 2)
+    network = ShareOfTheTruth()
+    task = Registration(config, sources)
+    task.validate(network, CPU)
+    assert len(network.asked) == config.reporting.validation_cases
+
+
 # -- learning ---------------------------------------------------------------------------------------------------------
 class RepeatedRegistration(Registration):
     """Two pairs again and again: that the loss falls then tells of learning, not of easier samples."""
@@ -565,11 +607,34 @@ def test_training_begins_with_an_installed_model(imported, sources, tmp_path):
     assert any(not torch.allclose(one[name], known[name], atol=1e-3) for name in one)
 
 
+def test_what_a_model_began_with_stays_on_record(imported, sources, upper_abdomens, tmp_path, monkeypatch, capsys):
+    """Its licence, too; and a run that has begun goes on without it."""
+    folder = models.user_folder()
+    manifest = json.loads((folder / "models.json").read_text())
+    manifest["models"][0]["licence"] = "CC-BY-SA-4.0"
+    (folder / "models.json").write_text(json.dumps(manifest))
+    for anatomy in upper_abdomens:
+        anatomy.write(tmp_path / f"{anatomy.name}.npz")
+    settings = json.loads(json.dumps(asdict(replace(SEGMENTATION, optimisation=Optimisation(steps=2, start=imported)))))
+    settings["data"] = {"phantoms": 2, "validation_phantoms": 1, "cache": str(tmp_path)}
+    path, out = tmp_path / "config.json", tmp_path / "out"
+    path.write_text(json.dumps(settings))
+    run = ["train", "segmentation", "--config", str(path), "--out", str(out)]
+    assert cli.main([*run, "--until", "1"]) == 0
+    models.remove(imported)
+    assert cli.main(run) == 0
+    entry = models.import_model(out / "model.pt", "second")
+    assert entry.licence == "CC-BY-SA-4.0"
+    assert entry.training["start"]["id"] == imported
+    assert entry.training["start"]["steps"] == SEGMENTATION.optimisation.steps
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"optimisation": {"start": "unknown"}}, "unknown"),
         ({"network": {"widths": [8, 8, 16]}}, "which is another network"),
+        ({"network": {**SEGMENTATION.network, "norm": "group"}}, "which is another network"),  # of the same sizes
     ],
 )
 def test_training_cannot_begin_with_another_network(imported, tmp_path, capsys, change, sentence):

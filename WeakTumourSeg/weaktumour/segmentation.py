@@ -27,7 +27,7 @@ MODALITIES = ("auto", "ct", "mr")
 _PIECE_VOXELS = 2_500_000
 _OVERLAP = 16
 _SMALLEST_TUMOUR_MM = 6.0  # diameter; below it, at the network's spacing, there is nothing to tell from noise
-_THIN_MM = 3.0  # what an erosion by so much makes vanish is a vessel: the large ones of a liver are 6 to 9 mm wide
+_THIN_MM = 3.0  # what an erosion by so much makes vanish is most often a vessel
 _SMALLEST_LIVER_ML = 150.0
 
 
@@ -154,7 +154,7 @@ def _without_vessels(probability: np.ndarray, inside: np.ndarray, spacing_mm: fl
     """
     likely = (probability > 0.5) & inside
     thin = max(1, round(_THIN_MM / spacing_mm))
-    core = sitk.BinaryErode(sitk.GetImageFromArray(likely.astype(np.uint8)), [thin] * 3, sitk.sitkBox)
+    core = sitk.BinaryErode(sitk.GetImageFromArray(likely.astype(np.uint8)), [thin] * 3, sitk.sitkCross)
     grown = sitk.GetArrayFromImage(sitk.BinaryDilate(core, [thin + 1] * 3, sitk.sitkBall)) > 0
     kept = sitk.GetImageFromArray((grown & likely).astype(np.uint8))
     border = sitk.GetArrayFromImage(sitk.BinaryDilate(kept, [1, 1, 1], sitk.sitkBall)) > 0

@@ -21,7 +21,7 @@ from ..deformation import Affine, DisplacementField, identity_coordinates, jacob
 from ..errors import InputError
 from ..progress import Monitor
 from ..volumes import Grid
-from .preparation import Scan, tensor, unlike_liver
+from .preparation import DISTANCE_LIMIT_MM, Scan, tensor, unlike_liver
 from .similarity import erode, mind_ssc
 
 LIVER_REGION_MM = 20.0  # the neighbourhood of the liver that alignment looks at
@@ -95,7 +95,12 @@ def align(fixed: Scan, moving: Scan, initial: Affine, *, scorer: Scorer, seed: i
     # Scores closer than this are not told apart: then the optimised transform is taken.
     winner = min(candidates, key=lambda c: c.score + (_SCORE_RESOLUTION if c.stage == "start" else 0.0))
     overlap = scorer.overlap(winner.transform)
-    if overlap < 0.1 or winner.score > _NO_SIMILARITY[fixed.liver_distance_mm is not None]:
+    similarity, anatomy, _ = scorer.terms(winner.transform)
+    # Two livers on each other are no sign that the images show the same: there the images alone are asked.
+    alike = (
+        similarity < _NO_SIMILARITY if fixed.liver_distance_mm is not None else similarity + anatomy < _NO_SIMILARITY
+    )
+    if overlap < 0.1 or not alike:
         raise InputError(_NOTHING_SHARED)
     monitor.update(1.0)
     return Alignment(winner.transform, winner, sorted(candidates, key=lambda c: c.score), overlap)
@@ -105,8 +110,8 @@ _NOTHING_SHARED = (
     "MRI and CT share no anatomy that alignment could find: check that both show the liver of the same patient, "
     "or give --initial-transform."
 )
-# Scores from here on say that the images have nothing in common; the distance between two known livers adds to them.
-_NO_SIMILARITY = {False: 0.85, True: 1.5}
+_NO_SIMILARITY = 0.85
+_FARTHEST = DISTANCE_LIMIT_MM / 10.0
 
 
 def _distinct(candidates: list[Candidate], moving: Scan, tolerance_mm: float = 6.0) -> list[Candidate]:
@@ -160,12 +165,20 @@ class Scorer:
         return float(self.fixed.grid.contains(transform.inverse().transform_points(points)).mean())
 
     def __call__(self, transform: Affine | DisplacementField) -> float:
+        return sum(self.terms(transform))
+
+    def terms(self, transform: Affine | DisplacementField) -> tuple[float, float, float]:
+        """Similarity (1 for unrelated tissue), what is known of the CT's liver, and the volume change."""
+        volume = 0.0
+        if isinstance(transform, Affine):  # a liver hardly changes its volume; refinement has a term of its own for it
+            volume = 0.5 * abs(float(np.log(_volume_scale(transform))))
+        known_liver = self.fixed.liver_distance_mm is not None
         inverse = transform.inverse() if isinstance(transform, Affine) else transform.best_affine.inverse()
         region = self.moving.grid.index_to_world(np.argwhere(self._moving_region[0, 0].numpy() > 0)[::5, ::-1])
         try:
             grid, slices = self.fixed.grid.crop_to(inverse.transform_points(region), margin_mm=20.0)
         except InputError:
-            return 2.0 if self.fixed.liver_distance_mm is None else 4.0
+            return 1.0, _FARTHEST if known_liver else 1.0, volume
         points = transform.transform_points(grid.points())
         index = torch.from_numpy(np.moveaxis(self.moving.grid.world_to_index(points), -1, 0).astype(np.float32))[None]
 
@@ -181,22 +194,19 @@ class Scorer:
         seen = float(weight.sum())
         missing = max(0.0, self._region_voxels - seen - float(excluded.sum()))
         cost = (float((weight * difference).sum()) + missing * self.unrelated) / max(seen + missing, 1.0)
-        score = cost / self.unrelated
-        if self.fixed.liver_distance_mm is not None:
-            distance = sample(self._distance, index)[0, 0]
+
+        distance = sample(self._distance, index)
+        if known_liver:
             known = torch.from_numpy(self.fixed.liver_distance_mm[slices])
-            band = ((known.abs() < 5) | (distance.abs() < 5)) & (keep > 0.5)
-            if band.any():
-                score += float((distance - known)[band].abs().mean()) / 10.0
+            band = ((known.abs() < 5) | (distance[0, 0].abs() < 5)) & (keep > 0.5)
+            # Nothing of either surface in sight: as far apart as distances go.
+            anatomy = float((distance[0, 0] - known)[band].abs().mean()) / 10.0 if band.any() else _FARTHEST
         else:
-            distance = sample(self._distance, index)
             covered = self._fixed_valid[slices][None, None] * (keep > 0.5) * (distance < 0)
             # Liver-like tissue that is covered counts in favour, so that shrinking into it does not pay.
             against = unlike_liver(self._fixed_value[(..., *slices)], covered * (distance < -8) > 0, pull=1.0)
-            score += 0.25 * (1 + float((covered * against).sum()) / self._liver_voxels)
-        if isinstance(transform, Affine):  # a liver hardly changes its volume; refinement has a term of its own for it
-            score += 0.5 * abs(float(np.log(_volume_scale(transform))))
-        return score
+            anatomy = 0.25 * (1 + float((covered * against).sum()) / self._liver_voxels)
+        return cost / self.unrelated, anatomy, volume
 
     @staticmethod
     def _mind(value: torch.Tensor) -> torch.Tensor:

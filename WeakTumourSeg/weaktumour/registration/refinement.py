@@ -38,7 +38,7 @@ from .similarity import CHANNELS, erode, mind_ssc
 
 _FADE_MM = 15.0  # over this distance the deformation falls to zero at the working grid's faces
 _INTEGRATION_STEPS = 4  # while optimising
-_RESULT_STEPS = 5  # v of 15 mm moves by less than a quarter of a voxel in each
+_STEP_VOXELS = 0.25  # of the result's integration, at most
 _LESION_ROUNDS = 4
 _SPARSE = 4  # far from the liver one in so many points is compared
 
@@ -67,7 +67,7 @@ class RefinementSettings:
     levels: tuple[Level, ...] = (Level(2, 16.0, 25), Level(2, 10.0, 15))
     learning_rate_mm: float = 1.0
     gradient: float = 0.001
-    bending: float = 0.007
+    bending: float = 0.014
     incompressibility: float = 3.0
     liver_stiffness: float = 4.0
     lesion_stiffness: float = 30.0
@@ -273,11 +273,12 @@ class _Problem:
         # Only where there is something to compare, in whole blocks; beyond it the field goes on as at its border.
         box = _even_box(weight[0, 0] > 0.05)
         part = (slice(None), slice(None), *box)
+        wide = (slice(None), slice(None), *(slice(span.start, span.stop + 2 * reach) for span in box))
         costs, shifts = shift_costs(
             F.avg_pool3d(self.fixed_features, pool)[part],
-            images[:, :CHANNELS][part],
+            F.pad(images[:, :CHANNELS], (reach,) * 6, mode="replicate")[wide],
             weight[part],
-            images[:, CHANNELS:][part],
+            F.pad(images[:, CHANNELS:], (reach,) * 6)[wide],
             reach,
             block=2,
         )
@@ -329,7 +330,9 @@ class _Problem:
         """
         v = velocity.on([torch.arange(n, device=self.device) * self.spacing for n in self.grid.shape])
         for _ in range(12):
-            displacement = integrate(v / self.spacing, steps=_RESULT_STEPS)
+            largest = float(v.abs().max()) / self.spacing
+            steps = max(2, int(np.ceil(np.log2(max(largest, 1e-6) / _STEP_VOXELS))))
+            displacement = integrate(v / self.spacing, steps=steps)
             determinant = jacobian_determinant(displacement)[0]
             smallest = float(determinant[self.body[0, 0] > 0.5].min())
             if smallest > floor:

@@ -19,7 +19,8 @@ from ..deformation import integrate
 _COUPLINGS = (6e-5, 2e-4, 6e-4, 2e-3, 6e-3, 2e-2)
 _TEMPERATURE = 0.001  # of the costs: shifts that differ by less share the place
 _UNDECIDED = 0.01  # a best shift that costs so much less than the mean counts half
-_COST_OUTSIDE = 0.05  # of what a shift moves out of the moving image: less than a mismatch, more than a match
+# Of what a shift moves out of the moving image or into a lesion: about the cost of a true match between MRI and CT.
+_COST_OUTSIDE = 0.05
 
 
 def shift_costs(
@@ -30,14 +31,13 @@ def shift_costs(
     reach: int,
     block: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean weighted squared difference of features in each block, for every shift of up to `reach` voxels an axis.
+    """Weighted squared difference of features in each block, for every shift of up to `reach` voxels an axis.
 
-    fixed, moving: (1, c, z, y, x) on one grid; weights (1, 1, z, y, x).
+    fixed: (1, c, z, y, x); moving: the same place with `reach` voxels more at each face; weights (1, 1, z, y, x)
+    likewise. The means over a block are not divided by its weight: what weighs more has more to say.
     Returns costs (shifts, z, y, x) on the grid of blocks and the shifts (shifts, 3) in voxels, ordered z, y, x.
     """
     size = fixed.shape[2:]
-    moving = F.pad(moving, (reach,) * 6, mode="replicate")
-    moving_weight = F.pad(moving_weight, (reach,) * 6)
     shifts = list(product(range(-reach, reach + 1), repeat=3))
     everywhere = F.avg_pool3d(fixed_weight, block)[0, 0]
     costs = torch.empty((len(shifts), *everywhere.shape), device=fixed.device)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from .. import simulation
 from ..errors import InputError
 from ..simulation.anatomy import TISSUE_NAMES, build_anatomy
 from ..simulation.shapes import Canvas
@@ -48,6 +49,7 @@ LABEL_TISSUES = {
 KINDS = ("phantom", "liver", "torso")
 _TORSO_VOXELS = 300_000  # a map with so much besides its liver stands for itself
 _STRETCH = (0.75, 1.4)
+_VERSION = f"{simulation.VERSION}.1"  # of the maps: those of another version are made anew
 _VESSEL_SHARE = 0.01  # of a liver: with less its vessels were not drawn, and are made up
 # Where the trees enter a liver, from its middle, in shares of its extent to the left, back and top; how many tips;
 # the radius of the trunk in mm.
@@ -78,7 +80,7 @@ class TissueMap:
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
             with partial.open("wb") as file:
-                np.savez_compressed(file, tissues=self.tissues, kind=np.array(self.kind))
+                np.savez_compressed(file, tissues=self.tissues, kind=np.array(self.kind), version=np.array(_VERSION))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -122,7 +124,7 @@ def prepare_anatomies(
     for number, (name, path) in enumerate(sorted(label_maps.items())):
         # Without phantoms of its own a map is set into the torso of its number.
         jobs.append((folder / f"{name}.npz", seeds[number % len(seeds)] if seeds else number, path))
-    missing = [job for job in jobs if not job[0].exists()]
+    missing = [job for job in jobs if not _is_current(job[0])]
     if processes > 1 and len(missing) > 1:
         with ProcessPoolExecutor(processes) as pool:
             for done, _ in enumerate(pool.map(_make, missing), start=1):
@@ -164,10 +166,21 @@ def read_split(path: str | Path, part: str) -> tuple[list[str], Sequence[int]]:
     return maps, seeds
 
 
+def _is_current(path: Path) -> bool:
+    """A map of this version; one that cannot be read counts as such, and reading it says so."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return "version" in content and str(content["version"]) == _VERSION
+    except FileNotFoundError:
+        return False
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error):
+        return True
+
+
 # -- making them --------------------------------------------------------------------------------------------------
 def _make(job: tuple[Path, int | None, Path | None]) -> None:
     target, seed, labels = job
-    if target.exists():  # another process was faster
+    if _is_current(target):  # another process was faster
         return
     if labels is None:
         phantom_map(seed).write(target)

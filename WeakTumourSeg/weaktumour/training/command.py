@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .sources import Sources
 
 TASKS = {"registration": RegistrationConfig, "segmentation": SegmentationConfig}
+_START = "start.json"
+_SHARE_ALIKE = "CC-BY-SA-4.0"  # as the label maps of real livers ask for
 _NEEDS = 'Training: {} is not installed; install the training extra: pip install "weaktumour[train]".'
 
 
@@ -65,6 +68,7 @@ def train_network(
     # What is wrong with the settings is said before the anatomies are made, which takes minutes.
     loop.prepare_folder(out, config)
     _check_network(config)
+    _check_start(config, out)
     sources = Sources.of(config.data, out)
     what = Registration(config, sources) if task == "registration" else Segmentation(config, sources)
     weights = loop.train(what, config, out, until=until)
@@ -75,17 +79,28 @@ def train_network(
 
 def _check_network(config: RegistrationConfig | SegmentationConfig) -> None:
     from ..networks import build
-    from .loop import begin_with
 
     try:
-        network = build(config.architecture, config.arguments)
+        build(config.architecture, config.arguments)
     except ModelError as error:
         reason = (str(error.__cause__) or type(error.__cause__).__name__).splitlines()[0]
         raise InputError(
             f"Configuration: network {config.network} does not fit {config.architecture} ({reason}); correct it."
         ) from error
-    if config.optimisation.start:
-        begin_with(network, config.optimisation.start)
+
+
+def _check_start(config: RegistrationConfig | SegmentationConfig, out: Path) -> None:
+    """Note in OUT where a run begins: once it has begun, the model may be removed."""
+    from ..models import find_any
+    from ..networks import build
+    from .loop import begin_with
+
+    start = config.optimisation.start
+    if start and not (out / "checkpoint.pt").exists():
+        begin_with(build(config.architecture, config.arguments), start, config.architecture, config.arguments)
+        entry = find_any(start)
+        content = {"id": entry.id, "licence": entry.licence, **entry.training}
+        (out / _START).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_model(
@@ -108,12 +123,15 @@ def write_model(
 
     state = read_checkpoint_state(out)
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    start = json.loads((out / _START).read_text(encoding="utf-8")) if config.optimisation.start else None
     real = any(anatomy.kind != "phantom" for anatomy in sources.anatomies)
+    # What was learnt before is in the weights still.
+    share_alike = real or (start is not None and start["licence"] == _SHARE_ALIKE)
     metadata = {
         "task": task,
         "input": {"spacing_mm": config.spacing_mm, "normalisation": "weaktumour-1"},
         "output": {"classes": ["background", "liver", "tumour"]} if task == "segmentation" else {"field": "velocity"},
-        "licence": "CC-BY-SA-4.0" if real else "Apache-2.0",
+        "licence": _SHARE_ALIKE if share_alike else "Apache-2.0",
         "training": {
             "software_version": __version__,
             "simulator_version": VERSION,
@@ -121,14 +139,14 @@ def write_model(
             "hours": round(state["seconds"] / 3600, 2),
             "batch": config.optimisation.batch,
             "precision": config.computing.precision,
-            "start": config.optimisation.start,
+            "start": start,
             "anatomies": sources.counts(),
         },
         "figures": {},
         "description": "",
     }
     if task == "registration":
-        metadata["input"] |= {"shape": list(config.shape), "passes": config.passes}
+        metadata["input"] |= {"shape": list(config.shape), "passes": config.passes_asked}
     path = out / "model.pt"
     save_weights(path, network, config.architecture, config.arguments, metadata, half=task == "segmentation")
     return path

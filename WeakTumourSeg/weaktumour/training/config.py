@@ -121,8 +121,8 @@ class RegistrationConfig:
 
     displacement_weight: of the known displacement inside the liver (mm, Huber), 0 to learn from labels alone.
     breathing_mm, deformation_mm: largest of the random motion. unknown_liver: how often the CT's liver channel is
-    empty. passes: how often the pipeline asks the network, each time about what the last answer left. See
-    `networks.mscgunet.MSCGUNet` for `network`.
+    empty. passes: how often the pipeline asks the network, each time about what the last answer left (once, where the
+    loss or the network is the published one). See `networks.mscgunet.MSCGUNet` for `network`.
     """
 
     data: Data = field(default_factory=Data)
@@ -160,6 +160,10 @@ class RegistrationConfig:
             raise InputError(f"Configuration: shape is {list(self.shape)}; give at least 8 voxels a side.")
         if self.network.get("extra_channels", 0) not in (0, 1, 4):
             raise InputError("Configuration: network has extra_channels 0, 1 (the liver) or 4 (and a direction) only.")
+
+    @property
+    def passes_asked(self) -> int:
+        return 1 if self.loss == "published" or self.network.get("published") else self.passes
 
     @property
     def architecture(self) -> str:

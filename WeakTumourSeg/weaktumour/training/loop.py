@@ -47,6 +47,11 @@ class Config(Protocol):
     computing: Computing
     reporting: Reporting
 
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def arguments(self) -> dict[str, Any]: ...
+
 
 def train(task: Task, config: Config, folder: str | Path, *, until: int | None = None) -> Path | None:
     """Train, or go on where the folder's checkpoint is; returns the file of the averaged weights (a state dict), None
@@ -140,7 +145,7 @@ class _Run:
         torch.manual_seed(o.seed)
         network = task.network()
         if o.start and not (folder / "checkpoint.pt").exists():
-            begin_with(network, o.start)
+            begin_with(network, o.start, config.architecture, config.arguments)
         optimiser = torch.optim.AdamW(network.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay)
         self.network, self.optimiser = fabric.setup(network, optimiser)
         self.average = {name: value.detach().clone().float() for name, value in self._weights().items()}
@@ -279,16 +284,15 @@ class _Run:
             print(f"resumed at step {self.step}", flush=True)
 
 
-def begin_with(network: nn.Module, model_id: str) -> None:
-    """An installed model's weights into a network. Raises InputError: of another architecture; ModelError: unknown."""
-    weights = load(find_any(model_id)).state_dict()
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
+def begin_with(network: nn.Module, model_id: str, architecture: str, arguments: dict[str, Any]) -> None:
+    """An installed model's weights into a network. Raises InputError: it is another network; ModelError: unknown."""
+    entry = find_any(model_id)
+    if (entry.architecture, entry.arguments) != (architecture, arguments):
         raise InputError(
             f"Configuration: start names the model {model_id}, which is another network; give its architecture and "
             "the same network settings, or leave start out."
-        ) from error
+        )
+    network.load_state_dict(load(entry).state_dict())
 
 
 def read_checkpoint_state(folder: Path) -> dict[str, float]:

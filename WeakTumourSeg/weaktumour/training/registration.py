@@ -42,7 +42,7 @@ _GROUPS = (
     ("cortical bone", "marrow"),
     ("bowel wall", "stool", "fluid", "gas"),
 )
-_SPINE = tuple(TISSUE_NAMES.index(name) for name in ("spinal fluid", "cord"))
+_CANAL = tuple(TISSUE_NAMES.index(name) for name in ("spinal fluid", "cord"))
 _MARGIN = 8  # voxels round the grid from which the fixed image takes what moves in
 _SWAPPED = 4  # every so many samples the pair is asked the other way round too: enough to keep both ways alike
 _VALIDATION_SEED = 8_000_000
@@ -91,7 +91,7 @@ class Registration:
             forward = network(sample.fixed, sample.moving)
             return self._published(forward, network(sample.swapped_fixed, sample.swapped_moving), sample)
         # Every second pair is shown as the pipeline's second pass shows it: moved by the network's own first answer.
-        before = self._first_pass(network, sample) if c.passes > 1 and sample.number % 2 else None
+        before = self._first_pass(network, sample) if c.passes_asked > 1 and sample.number % 2 else None
         forward = network(*self._shown(sample, before))
         there, back = forward.displacement.float(), forward.inverse_displacement().float()
         if before is not None:
@@ -202,7 +202,9 @@ class Registration:
         """As the pipeline asks."""
         (fixed, fixed_distance), (moving, moving_distance) = images_in(sample.fixed), images_in(sample.moving)
         c, channels = self.config, sample.fixed.shape[1]
-        return in_passes(network, fixed, moving, fixed_distance, moving_distance, c.spacing_mm, channels, c.passes)
+        return in_passes(
+            network, fixed, moving, fixed_distance, moving_distance, c.spacing_mm, channels, c.passes_asked
+        )
 
     def picture(self, network: nn.Module, device: torch.device, path: Path) -> None:
         import matplotlib
@@ -290,10 +292,10 @@ class Registration:
     def _held(self, tissues: torch.Tensor, half: tuple[int, int, int], random: Random) -> torch.Tensor:
         """(z, y, x) on the half grid: 1 about the spine, where organs are tied down, 0 from some cm away from it."""
         step = 2 * self.config.spacing_mm
-        bone = torch.isin(tissues, torch.tensor(_SPINE, device=random.device)).nonzero().float()
-        if len(bone) > 20:
-            middle = (bone.mean(0) * self.config.spacing_mm).tolist()
-        else:  # not in the picture: behind its middle
+        canal = torch.isin(tissues, torch.tensor(_CANAL, device=random.device)).nonzero().float()
+        if len(canal) > 20:
+            middle = (canal.mean(0) * self.config.spacing_mm).tolist()
+        else:  # not in the picture, or a real torso, whose label map does not tell it: behind the middle
             middle = [n * step * share for n, share in zip(half, (0.5, 0.8, 0.6), strict=True)]
         y, x = (step * torch.arange(n, device=random.device) - m - random.uniform(-10, 10)
                 for n, m in zip(half[1:], middle[1:], strict=True))  # fmt: skip
