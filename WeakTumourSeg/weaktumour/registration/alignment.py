@@ -179,16 +179,18 @@ class Scorer:
             grid, slices = self.fixed.grid.crop_to(inverse.transform_points(region), margin_mm=20.0)
         except InputError:
             return 1.0, _FARTHEST if known_liver else 1.0, volume
-        points = transform.transform_points(grid.points())
-        index = torch.from_numpy(np.moveaxis(self.moving.grid.world_to_index(points), -1, 0).astype(np.float32))[None]
-
+        index = _moving_index(transform, grid, self.moving.grid)
         value = sample(self._moving_value, index)
         region, keep = (
             sample(image, index, padding="zeros")[0, 0] for image in (self._moving_region, self._moving_keep)
         )
         difference = (self._mind(value) - self._fixed_mind[(..., *slices)]).square().mean(1)[0]
         # How many moving voxels each fixed one stands for: what is squeezed is still seen.
-        share = jacobian_determinant(index - identity_coordinates(grid.shape, index.device))[0].clamp(min=0)
+        share = (
+            _volume_scale(transform)
+            if isinstance(transform, Affine)
+            else jacobian_determinant(index - identity_coordinates(grid.shape))[0].clamp(min=0)
+        )
         weight = share * region * (keep > 0.99) * self._fixed_valid[slices]
         excluded = share * region * (keep <= 0.99)
         seen = float(weight.sum())
@@ -211,6 +213,17 @@ class Scorer:
     @staticmethod
     def _mind(value: torch.Tensor) -> torch.Tensor:
         return mind_ssc(value, dilation=_SCORE_DILATION, radius=_SCORE_RADIUS)
+
+
+def _moving_index(transform: Affine | DisplacementField, fixed: Grid, moving: Grid) -> torch.Tensor:
+    """(1, 3, z, y, x) float32: where each voxel of `fixed` lies in voxels of `moving`, x, y, z."""
+    if not isinstance(transform, Affine):
+        index = moving.world_to_index(transform.transform_points(fixed.points()))
+        return torch.from_numpy(np.moveaxis(index, -1, 0).astype(np.float32))[None]
+    matrix = moving.world_to_index_affine @ transform.matrix @ fixed.index_to_world_affine
+    x, y, z = (matrix[:3, axis, None, None, None] * np.arange(n) for axis, n in enumerate(fixed.size))
+    index = (z + matrix[:3, 3, None, None, None]).transpose(0, 3, 1, 2) + y.transpose(0, 1, 3, 2) + x
+    return torch.from_numpy(index.astype(np.float32))[None]
 
 
 def _volume_scale(transform: Affine) -> float:

@@ -64,7 +64,7 @@ class RefinementSettings:
     search_mm: shifts of up to so much are tried before the levels; 0 for none.
     """
 
-    levels: tuple[Level, ...] = (Level(2, 16.0, 25), Level(2, 10.0, 15))
+    levels: tuple[Level, ...] = (Level(2, 16.0, 20), Level(2, 10.0, 12))
     learning_rate_mm: float = 1.0
     gradient: float = 0.001
     bending: float = 0.014
