@@ -153,7 +153,7 @@ class HalfWay(torch.nn.Module):
 @pytest.mark.parametrize(("passes", "left"), [(1, 0.5), (2, 0.25), (3, 0.125)])
 def test_each_pass_is_asked_about_what_the_last_left(passes, left):
     network, values = HalfWay(), pair((0.0, 0.0, 4 * SPACING))
-    found = in_passes(network, *values, SPACING, 5, passes)
+    found = in_passes(network, values[::2], values[1::2], SPACING, 5, passes)
     assert network.seen == pytest.approx([4 * 0.5**n for n in range(passes)], abs=0.15)
     middle = tuple(n // 2 for n in values[0].shape[2:])
     assert float(found.displacement[0, 2][middle]) == pytest.approx(4 * (1 - left), abs=0.15)
@@ -175,6 +175,9 @@ def test_a_model_says_how_often_it_is_asked(model, monkeypatch):
         entry = replace(entry, input={**entry.input, "passes": passes})
         predict(*scans, Affine.identity(), entry, CPU, Monitor())
         assert len(network.seen) == passes
+    for wrong in (0, "two"):
+        with pytest.raises(ModelError, match=r"passes.*import it anew"):
+            predict(*scans, Affine.identity(), replace(entry, input={"passes": wrong}), CPU, Monitor())
 
 
 def test_the_cube_follows_the_alignment(model, monkeypatch):

@@ -218,6 +218,12 @@ def test_anatomies_are_made_once_and_broken_ones_are_told(tmp_path):
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["patient.npz"]
     assert TissueMap.read(made).kind == "torso"
 
+    with np.load(made) as content:
+        np.savez(made, **{**content, "version": "0.0"})  # an earlier program's
+    for _ in range(2):
+        anatomies.prepare_anatomies(tmp_path / "kept", [], maps, report=lambda *count: told.append(count))
+    assert told == [(1, 1)] * 2
+
     whole = made.read_bytes()
     np.savez(tmp_path / "other.npz", tissues=np.zeros((3, 3), np.uint8), kind="phantom")
     np.savez(tmp_path / "liverless.npz", tissues=np.zeros((3, 3, 3), np.uint8), kind="phantom")

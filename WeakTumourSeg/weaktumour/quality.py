@@ -9,7 +9,7 @@ from .registration.alignment import Alignment
 from .registration.preparation import Scan
 from .result import Displacement, Jacobian, RunVerdict
 
-# The self-similarity cost relative to unrelated tissue: matching livers come out well below, see Scorer.
+# Of Scorer: similarity, with the distance between the livers where both are known; a match comes out well below.
 DOUBTFUL_SCORE = 0.75
 DOUBTFUL_OVERLAP = 0.6
 
@@ -43,7 +43,7 @@ def judge_run(alignment: Alignment, score: float) -> RunVerdict:
     if score > DOUBTFUL_SCORE:
         reasons.append(
             "MRI and CT resemble each other little in and around the liver "
-            f"(cost {score:.2f} of 1.00 for unrelated tissue)."
+            f"(cost {score:.2f}, where a match stays below {DOUBTFUL_SCORE:.2f})."
         )
     if alignment.overlap < DOUBTFUL_OVERLAP:
         reasons.append(f"Only {100 * alignment.overlap:.0f} % of the MRI's liver lies inside the CT.")

@@ -95,12 +95,9 @@ def align(fixed: Scan, moving: Scan, initial: Affine, *, scorer: Scorer, seed: i
     # Scores closer than this are not told apart: then the optimised transform is taken.
     winner = min(candidates, key=lambda c: c.score + (_SCORE_RESOLUTION if c.stage == "start" else 0.0))
     overlap = scorer.overlap(winner.transform)
-    similarity, anatomy, _ = scorer.terms(winner.transform)
     # Two livers on each other are no sign that the images show the same: there the images alone are asked.
-    alike = (
-        similarity < _NO_SIMILARITY if fixed.liver_distance_mm is not None else similarity + anatomy < _NO_SIMILARITY
-    )
-    if overlap < 0.1 or not alike:
+    unlike = winner.score if fixed.liver_distance_mm is None else scorer.terms(winner.transform)[0]
+    if overlap < 0.1 or unlike > _NO_SIMILARITY:
         raise InputError(_NOTHING_SHARED)
     monitor.update(1.0)
     return Alignment(winner.transform, winner, sorted(candidates, key=lambda c: c.score), overlap)
@@ -111,7 +108,7 @@ _NOTHING_SHARED = (
     "or give --initial-transform."
 )
 _NO_SIMILARITY = 0.85
-_FARTHEST = DISTANCE_LIMIT_MM / 10.0
+_FARTHEST = DISTANCE_LIMIT_MM / 10.0  # what two livers cost that do not come near each other
 
 
 def _distinct(candidates: list[Candidate], moving: Scan, tolerance_mm: float = 6.0) -> list[Candidate]:

@@ -26,6 +26,8 @@ from .similarity import mind_ssc
 
 _FADE_MM = 24.0
 INPUT_CHANNELS = (1, 2, 5)  # for each image, see pair_inputs
+# An image in [0, 1] and the distance to its liver's surface in mm, None where unknown: (1, 1, z, y, x) each.
+Shown = tuple[torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ def predict(
         raise ModelError(f"Model {entry.id}: it is for {entry.task}; choose a registration model.")
     published = bool(entry.arguments.get("published"))
     spacing = float(entry.input.get("spacing_mm") or fixed.grid.spacing[0])
-    passes = 1 if published else int(entry.input.get("passes") or 1)
+    passes = 1 if published else entry.input.get("passes", 1)
+    if type(passes) is not int or passes < 1:
+        raise ModelError(f'Model {entry.id}: its input says "passes": {passes!r}, not 1 or more; import it anew.')
     grid = _cube(fixed, moving, alignment, spacing, tuple(entry.input.get("shape") or (64, 64, 64)))
 
     def run(device: torch.device) -> torch.Tensor:
@@ -64,9 +68,8 @@ def predict(
         ]
         if published:
             seen[0] = (_published_window(seen[0][0]), seen[0][1])
-        images, distances = ([part[which] for part in seen] for which in (0, 1))
         with torch.no_grad():
-            velocity = in_passes(network, *images, *distances, spacing, channels, passes).velocity.float().cpu()
+            velocity = in_passes(network, *seen, spacing, channels, passes).velocity.float().cpu()
         if published:  # there it lies on the full grid, in its voxels
             return F.avg_pool3d(velocity, 2) / 2
         return velocity
@@ -94,10 +97,8 @@ def _cube(fixed: Scan, moving: Scan, alignment: Affine, spacing: float, shape: t
     return Grid(tuple(int(n) for n in size), (spacing,) * 3, tuple(origin), fixed.grid.direction)
 
 
-def _on_grid(
-    scan: Scan, grid: Grid, transform: Affine, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Image and distance to the liver's surface (mm, where it is known) on the cube, (1, 1, z, y, x) each."""
+def _on_grid(scan: Scan, grid: Grid, transform: Affine, device: torch.device) -> Shown:
+    """An image as the transform brings it onto the cube."""
     value = resample_affine(tensor(scan.value * (scan.inside > 0.5)), scan.grid, grid, transform, outside=0.0)
     if scan.liver_distance_mm is None:
         return value.to(device), None
@@ -131,14 +132,7 @@ def _fade(grid: Grid) -> torch.Tensor:
 
 # -- what the network is asked -----------------------------------------------------------------------------------
 def in_passes(
-    network: nn.Module,
-    fixed: torch.Tensor,
-    moving: torch.Tensor,
-    fixed_distance: torch.Tensor | None,
-    moving_distance: torch.Tensor | None,
-    spacing_mm: float,
-    channels: int,
-    passes: int,
+    network: nn.Module, fixed: Shown, moving: Shown, spacing_mm: float, channels: int, passes: int
 ) -> Prediction:
     """Ask the network, move the moving image by its answer, ask about what is left, and so on; see `pair_inputs`.
 
@@ -147,8 +141,8 @@ def in_passes(
     """
     velocity = total = prediction = None
     for _ in range(passes):
-        shown = moved_inputs(moving, moving_distance, None if prediction is None else prediction.displacement)
-        prediction = network(*pair_inputs(fixed, shown[0], fixed_distance, shown[1], spacing_mm, channels))
+        shown = moving if prediction is None else moved(moving, prediction.displacement)
+        prediction = network(*pair_inputs(fixed[0], shown[0], fixed[1], shown[1], spacing_mm, channels))
         if passes == 1:
             return prediction
         step = prediction.velocity.float()
@@ -161,12 +155,9 @@ def in_passes(
     return prediction
 
 
-def moved_inputs(
-    image: torch.Tensor, distance: torch.Tensor | None, displacement: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A moving image and its liver's distance as they look through a displacement (voxels); None moves nothing."""
-    if displacement is None:
-        return image, distance
+def moved(moving: Shown, displacement: torch.Tensor) -> Shown:
+    """A moving image and its liver's distance through a displacement (1, 3, z, y, x), voxels."""
+    image, distance = moving
     displacement = displacement.float()
     return warp(image, displacement), None if distance is None else warp(distance, displacement)
 
@@ -207,8 +198,8 @@ def pair_inputs(
     return torch.cat(inputs[0], 1), torch.cat(inputs[1], 1)
 
 
-def images_in(shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Image and distance (mm, cut off; None where unknown) out of what `pair_inputs` made."""
+def images_in(shown: torch.Tensor) -> Shown:
+    """What `pair_inputs` made its channels of; the distance is cut off at 20 mm."""
     if shown.shape[1] == 1 or not shown[:, 1].any():
         return shown[:, :1], None
     return shown[:, :1], 10.0 * shown[:, 1:2]

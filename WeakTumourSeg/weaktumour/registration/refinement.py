@@ -39,7 +39,7 @@ from .similarity import CHANNELS, erode, mind_ssc
 _FADE_MM = 15.0  # over this distance the deformation falls to zero at the working grid's faces
 _INTEGRATION_STEPS = 4  # while optimising
 _STEP_VOXELS = 0.25  # of the result's integration, at most
-_LESION_ROUNDS = 4
+_LESION_ROUNDS = 4  # of smoothing what the search finds in lesions: nodes of its lattice that the rim reaches in
 _SPARSE = 4  # far from the liver one in so many points is compared
 
 
@@ -412,6 +412,7 @@ class _Adam:
             self.parameter.addcdiv_(self.mean, denominator, value=-rate / (1 - self.beta1**self.count))
 
 
+# -- pieces -------------------------------------------------------------------------------------------------------
 def _even_box(mask: torch.Tensor) -> tuple[slice, slice, slice]:
     """The box (z, y, x) round what is set, its ends even numbers; everything where nothing is set."""
     spans = []
@@ -422,7 +423,6 @@ def _even_box(mask: torch.Tensor) -> tuple[slice, slice, slice]:
     return tuple(spans)
 
 
-# -- pieces -------------------------------------------------------------------------------------------------------
 def _linear_matrix(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """(new, old) weights of linear interpolation between evenly spaced positions, continued beyond the ends."""
     step = float(old[1] - old[0]) if len(old) > 1 else 1.0

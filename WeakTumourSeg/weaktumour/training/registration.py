@@ -20,7 +20,7 @@ from torch import nn
 from ..deformation import compose, integrate, jacobian_determinant, sample, warp
 from ..networks import build
 from ..networks.mscgunet import Prediction
-from ..registration.prediction import images_in, in_passes, moved_inputs, pair_inputs
+from ..registration.prediction import images_in, in_passes, moved, pair_inputs
 from ..registration.preparation import DISTANCE_LIMIT_MM
 from ..simulation.contrast import TISSUE_NAMES
 from . import synthesis
@@ -130,9 +130,10 @@ class Registration:
         """The network's inputs after a first pass, or as they are."""
         if before is None:
             return sample.fixed, sample.moving
-        (fixed, fixed_distance), moving = images_in(sample.fixed), images_in(sample.moving)
-        image, distance = moved_inputs(*moving, before[0])
-        return pair_inputs(fixed, image, fixed_distance, distance, self.config.spacing_mm, sample.fixed.shape[1])
+        fixed, moving = images_in(sample.fixed), moved(images_in(sample.moving), before[0])
+        return pair_inputs(
+            fixed[0], moving[0], fixed[1], moving[1], self.config.spacing_mm, channels=sample.fixed.shape[1]
+        )
 
     def _label_loss(self, displacement: torch.Tensor, inverse: torch.Tensor, sample: Sample) -> torch.Tensor:
         """1 - soft Dice, both directions, mean over the groups that are in the picture."""
@@ -200,11 +201,8 @@ class Registration:
 
     def _predicted(self, network: nn.Module, sample: Sample) -> Prediction:
         """As the pipeline asks."""
-        (fixed, fixed_distance), (moving, moving_distance) = images_in(sample.fixed), images_in(sample.moving)
-        c, channels = self.config, sample.fixed.shape[1]
-        return in_passes(
-            network, fixed, moving, fixed_distance, moving_distance, c.spacing_mm, channels, c.passes_asked
-        )
+        c, fixed, moving = self.config, images_in(sample.fixed), images_in(sample.moving)
+        return in_passes(network, fixed, moving, c.spacing_mm, sample.fixed.shape[1], c.passes_asked)
 
     def picture(self, network: nn.Module, device: torch.device, path: Path) -> None:
         import matplotlib
