@@ -65,29 +65,29 @@ class Preset:
 # In the order of the stages; the presets differ in the refinement alone.
 _SECONDS = {
     "read": 1,
-    "segmentation": 3,
-    "alignment": 5,
+    "segmentation": 2,
+    "alignment": 4,
     "mscgunet": 1,
-    "refinement": 7,
+    "refinement": 4,
     "propagation": 1,
     "write": 1,
-    "report": 2,
+    "report": 1,
 }
 PRESETS = {
     "fast": Preset(
         4.0,
         RefinementSettings(levels=(Level(2, 16.0, 25),)),
-        {**_SECONDS, "refinement": 3},
+        {**_SECONDS, "refinement": 2},
     ),
     "balanced": Preset(
         3.0,
         RefinementSettings(),
-        {**_SECONDS, "refinement": 7},
+        _SECONDS,
     ),
     "thorough": Preset(
         2.5,
         RefinementSettings(levels=(Level(2, 16.0, 45), Level(2, 10.0, 45))),
-        {**_SECONDS, "refinement": 18},
+        {**_SECONDS, "refinement": 12},
     ),
 }
 
