@@ -59,7 +59,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def simulated_patient():
-    """One patient with two tumours, coarse enough to be made in seconds, as a `cases.Case`; do not change it."""
+    """One patient with two tumours that the CT does not show, coarse enough to be made in seconds; do not change it."""
     from weaktumour.simulation import simulate_patient
 
     return simulate_patient(
@@ -68,6 +68,14 @@ def simulated_patient():
         ct_spacing_mm=(3.0, 3.0, 4.0),
         mr_spacing_mm=(3.0, 3.0, 5.0),
         anatomy_spacing_mm=2.5,
+        tumours_in_ct="invisible",
+        mr_protocol="T1 hepatobiliary",
+        ct_phase="portal venous",
+        mr_extent_mm=(320.0, 240.0, 200.0),
+        breathing_mm=-15.0,
+        ct_noise_hu=12.0,
+        mr_noise=0.035,
+        needle=False,
     )
 
 

@@ -201,7 +201,7 @@ ENGINE_NEEDS = {"torch", "SimpleITK", "numpy"}
 MORE_ALLOWED = {
     "cli.py": {"tqdm"},
     "evaluation/measure.py": {"psutil"},
-    "evaluation/peers.py": {"convexAdam", "psutil"},
+    "evaluation/peers.py": {"ants", "convexAdam", "itk", "psutil"},
     "training/loop.py": {"lightning_fabric"},
     "training/registration.py": {"matplotlib"},
     "training/segmentation.py": {"matplotlib"},

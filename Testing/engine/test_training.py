@@ -20,9 +20,10 @@ from weaktumour import cli, models
 from weaktumour.deformation import jacobian_determinant, warp
 from weaktumour.errors import InputError
 from weaktumour.networks.mscgunet import Prediction
+from weaktumour.simulation import tissue_maps
 from weaktumour.simulation.contrast import TISSUE_NAMES
+from weaktumour.simulation.tissue_maps import LIVER_TISSUES, SPACING_MM, TissueMap
 from weaktumour.training import anatomies, command, synthesis
-from weaktumour.training.anatomies import LIVER_TISSUES, SPACING_MM, TissueMap
 from weaktumour.training.config import (
     Computing,
     Data,
@@ -58,15 +59,15 @@ def one_thread():
 def drawn() -> tuple[TissueMap, Volume]:
     """A phantom as it is learnt from, and the distance to its liver as the simulator knows it."""
     kept = []
-    real = anatomies.build_anatomy
+    real = tissue_maps.build_anatomy
 
     def build(*arguments, **options):
         kept.append(real(*arguments, **options))
         return kept[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(anatomies, "build_anatomy", build)
-        return anatomies.phantom_map(5), kept[0].liver
+        patch.setattr(tissue_maps, "build_anatomy", build)
+        return tissue_maps.phantom_map(5), kept[0].liver
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def label_map(phantom: TissueMap, place: tuple[slice, ...]) -> np.ndarray:
 
 def test_a_real_liver_takes_the_place_of_the_phantoms(phantom):
     labels = label_map(phantom, box_of(phantom.liver, 4))[::2]  # half as high, too
-    made = anatomies.with_real_liver(
+    made = tissue_maps.with_real_liver(
         phantom, Volume(labels, Grid(labels.shape[::-1], (SPACING_MM,) * 3, (0.0,) * 3)), "real"
     )
     assert made.kind == "liver"
@@ -127,7 +128,7 @@ def test_a_real_liver_takes_the_place_of_the_phantoms(phantom):
     wanted = box_of(real)
     inside, expected = made.tissues[found], labels[wanted]
     assert inside.shape == expected.shape
-    for label, tissue in anatomies.LABEL_TISSUES.items():
+    for label, tissue in tissue_maps.LABEL_TISSUES.items():
         if label <= 3:
             air = inside == CODE["air"]  # a liver may not stand out of the body
             np.testing.assert_array_equal(inside == CODE[tissue], (expected == label) & ~air)
@@ -144,11 +145,11 @@ def test_a_torso_covers_its_labels():
     labels[30:50, 45:60, 30:40] = 14  # a vertebra
     labels[42:55, 20:40, 10:30] = 13
     labels[20:40, 25:45, 55:70] = 5
-    made = anatomies.torso_map(Volume(labels, Grid((80, 70, 60), (SPACING_MM,) * 3, (0.0,) * 3)), "torso")
+    made = tissue_maps.torso_map(Volume(labels, Grid((80, 70, 60), (SPACING_MM,) * 3, (0.0,) * 3)), "torso")
     assert made.kind == "torso"
     for label in (1, 2, 5, 13):
         found = set(np.unique(made.tissues[labels == label])) - {CODE["liver vessel"]}
-        assert found == {CODE[anatomies.LABEL_TISSUES[label]]}
+        assert found == {CODE[tissue_maps.LABEL_TISSUES[label]]}
     bone = made.tissues[labels == 14]
     assert set(np.unique(bone)) == {CODE["marrow"], CODE["cortical bone"]}
     # What lies between organs is body; it has a skin, and there is air round it.
@@ -162,7 +163,7 @@ def test_a_liver_without_vessels_gets_some(phantom):
     labels[labels == 3] = 1
     grid = Grid(labels.shape[::-1], (SPACING_MM,) * 3, (0.0,) * 3)
     made, again, other = (
-        anatomies.with_real_liver(phantom, Volume(labels, grid), name) for name in ("real", "real", "other")
+        tissue_maps.with_real_liver(phantom, Volume(labels, grid), name) for name in ("real", "real", "other")
     )
     vessels = made.tissues == CODE["liver vessel"]
     assert 0.01 < vessels.sum() / made.liver.sum() < 0.08
@@ -187,7 +188,7 @@ def test_label_maps_of_any_spacing_and_orientation(tmp_path):
     image.SetOrigin((-30.0, 12.0, 100.0))
     sitk.WriteImage(image, tmp_path / "a.nii.gz")
     sitk.WriteImage(sitk.DICOMOrient(image, "PIR"), tmp_path / "b.nii.gz")
-    first, second = (anatomies._read_map(tmp_path / f"{name}.nii.gz") for name in "ab")
+    first, second = (tissue_maps.read_label_map(tmp_path / f"{name}.nii.gz") for name in "ab")
     assert first.grid.same_as(second.grid)
     np.testing.assert_array_equal(first.array, second.array)
     assert first.array.dtype == np.uint8
@@ -216,7 +217,7 @@ def test_anatomies_are_made_once_and_broken_ones_are_told(tmp_path):
         (made,) = anatomies.prepare_anatomies(tmp_path / "kept", [], maps, report=lambda *count: told.append(count))
     assert told == [(1, 1)]
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["patient.npz"]
-    assert TissueMap.read(made).kind == "torso"
+    assert anatomies.read_map(made).kind == "torso"
 
     with np.load(made) as content:
         np.savez(made, **{**content, "version": "0.0"})  # an earlier program's
@@ -232,7 +233,7 @@ def test_anatomies_are_made_once_and_broken_ones_are_told(tmp_path):
     for content in (b"", b"no archive", whole[:-200], whole[:300] + b"\0" * 400 + whole[700:], *others):
         made.write_bytes(content)
         with pytest.raises(InputError, match=r"patient\.npz .*delete it and start again"):
-            TissueMap.read(made)
+            anatomies.read_map(made)
 
     labels[labels == 1] = 7
     sitk.WriteImage(sitk.GetImageFromArray(labels), tmp_path / "maps" / "liverless.nii.gz")
@@ -297,7 +298,9 @@ def test_only_the_training_part_is_learnt_from(tmp_path, splits):
     (tmp_path / "maps").mkdir()
     for part in names:
         for name in names[part] | phantoms[part]:
-            TissueMap(name, small, "phantom" if "phantom" in name else "liver").write(tmp_path / f"{name}.npz")
+            anatomies.write_map(
+                TissueMap(name, small, "phantom" if "phantom" in name else "liver"), tmp_path / f"{name}.npz"
+            )
         for name in names[part]:
             (tmp_path / "maps" / f"{name}.nii.gz").touch()
     data = Data(
@@ -322,7 +325,7 @@ def test_listed_seeds_are_taken_one_by_one(tmp_path, upper_abdomens):
     content = {"label_maps": {"train": [], "development": []}, "phantoms": {"train": [7, 10], "development": [8]}}
     path.write_text(json.dumps(content))
     for seed in range(7, 11):
-        upper_abdomens[0].write(tmp_path / f"phantom-{seed}.npz")
+        anatomies.write_map(upper_abdomens[0], tmp_path / f"phantom-{seed}.npz")
     sources = Sources.of(Data(splits=str(path), cache=str(tmp_path)), tmp_path)
     assert [anatomy.name for anatomy in sources.anatomies] == ["phantom-7", "phantom-10"]
     for broken in ("{", '{"label_maps": {}}', '{"label_maps": {"train": []}, "phantoms": {"train": {"first": 1}}}'):
@@ -620,7 +623,7 @@ def test_what_a_model_began_with_stays_on_record(imported, sources, upper_abdome
     manifest["models"][0]["licence"] = "CC-BY-SA-4.0"
     (folder / "models.json").write_text(json.dumps(manifest))
     for anatomy in upper_abdomens:
-        anatomy.write(tmp_path / f"{anatomy.name}.npz")
+        anatomies.write_map(anatomy, tmp_path / f"{anatomy.name}.npz")
     settings = json.loads(json.dumps(asdict(replace(SEGMENTATION, optimisation=Optimisation(steps=2, start=imported)))))
     settings["data"] = {"phantoms": 2, "validation_phantoms": 1, "cache": str(tmp_path)}
     path, out = tmp_path / "config.json", tmp_path / "out"
@@ -706,7 +709,7 @@ def folder(tmp_path_factory, upper_abdomens) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     (folder / "anatomies").mkdir()
     for anatomy in upper_abdomens:
-        anatomy.write(folder / "anatomies" / f"{anatomy.name}.npz")
+        anatomies.write_map(anatomy, folder / "anatomies" / f"{anatomy.name}.npz")
     write_settings(folder / "run.json")
     return folder
 
@@ -883,7 +886,7 @@ def test_what_else_can_be_wrong_on_the_command_line(tmp_path, capsys, upper_abdo
 
     config = tmp_path / "config.json"
     for anatomy in upper_abdomens:
-        anatomy.write(tmp_path / f"{anatomy.name}.npz")
+        anatomies.write_map(anatomy, tmp_path / f"{anatomy.name}.npz")
     data = {"phantoms": 2, "validation_phantoms": 1, "cache": str(tmp_path)}
     config.write_text(json.dumps({"data": data, "network": {"in_channels": 2}}))
     assert "fixed number of channels" in refusal(capsys, "segmentation", "--out", out, "--config", str(config))

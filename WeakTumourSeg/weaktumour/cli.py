@@ -91,7 +91,8 @@ def _demo(options: dict[str, object], run: Runner) -> int:
         # A former result would not belong to the new patient, should the run be stopped in between.
         remove_tree(result)
         print(f"1 of 3  Simulate a patient (seed {options['seed']}).", flush=True)
-        code = _run("simulate", {"out": str(case), "overwrite": True, "seed": options["seed"]}, run)
+        patient = {"seed": options["seed"], "tumours_in_ct": "invisible"}
+        code = _run("simulate", {"out": str(case), "overwrite": True, **patient}, run)
         if code != EXIT_DONE:
             return code
         print("2 of 3  Register the MRI onto the CT and carry the labels over.", flush=True)

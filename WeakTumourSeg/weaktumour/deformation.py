@@ -124,7 +124,7 @@ class DisplacementField:
         result = np.empty_like(flat)
         for start in range(0, len(flat), _CHUNK_POINTS):
             index = self.grid.world_to_index(flat[start : start + _CHUNK_POINTS])
-            result[start : start + _CHUNK_POINTS] = _trilinear(self.displacement_mm, index)
+            result[start : start + _CHUNK_POINTS] = trilinear(self.displacement_mm, index)
         return result.reshape(points.shape)
 
     def transform_points(self, points_mm: np.ndarray) -> np.ndarray:
@@ -245,7 +245,7 @@ def _grid_points(grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
         yield slice(start, stop), grid.crop((0, 0, start), (*grid.size[:2], stop - start)).points()
 
 
-def _trilinear(array: np.ndarray, index: np.ndarray) -> np.ndarray:
+def trilinear(array: np.ndarray, index: np.ndarray) -> np.ndarray:
     """array (z, y, x, c) sampled at index (n, 3) in x, y, z, clamped to the array -> (n, c)."""
     last = np.asarray(array.shape[2::-1]) - 1
     index = np.clip(index, 0, last)

@@ -25,12 +25,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import Cancelled, InputError, WeakTumourError
 from .progress import Event, Monitor
 from .workspace import check_out, check_out_file, open_workspace, process_is_alive, remove_stale
+
+if TYPE_CHECKING:
+    from .cases import Case
 
 SCHEMA = 1
 EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_CANCELLED = 0, 1, 2, 3
@@ -78,15 +81,37 @@ def _register(arguments: dict[str, Any], out: Path, monitor: Monitor) -> Path:
 
 def _simulate(arguments: dict[str, Any], out: Path, monitor: Monitor) -> Path:
     from .cases import write_case
-    from .simulation import simulate_patient
 
+    given = [name for name in ("from_ct", "label_map") if arguments.get(name)]
+    if len(given) > 1:
+        raise InputError("simulate: --from-ct and --label-map exclude each other; give one of them.")
+    if bool(arguments.get("from_ct")) != bool(arguments.get("labels")):
+        raise InputError("simulate: --from-ct and --labels belong together; give the CT and its label map (1 = liver).")
+    if arguments.get("from_ct") and arguments.get("tumours_in_ct") not in (None, "invisible"):
+        raise InputError("simulate: a real CT stays as it is; leave --tumours-in-ct out.")
     monitor.plan({"simulate": 10.0, "write": 3.0})
     with open_workspace(out, bool(arguments.get("overwrite"))) as folder:
         with monitor.stage("simulate"):
-            case = simulate_patient(arguments.get("seed", 0), monitor=monitor)
+            case = _simulated(arguments, monitor)
         with monitor.stage("write"):
             write_case(folder, case)
     return out
+
+
+def _simulated(arguments: dict[str, Any], monitor: Monitor) -> Case:
+    from .simulation import simulate_from_ct, simulate_patient
+    from .simulation.tissue_maps import read_label_map
+    from .volumes import check_hounsfield, read_volume
+
+    seed, look = arguments.get("seed", 0), arguments.get("tumours_in_ct")
+    if arguments.get("from_ct"):
+        ct = read_volume(arguments["from_ct"], "CT")
+        check_hounsfield(ct)
+        return simulate_from_ct(ct, read_volume(arguments["labels"], "CT labels"), seed, monitor=monitor)
+    if arguments.get("label_map"):
+        liver = read_label_map(Path(arguments["label_map"]))
+        return simulate_patient(seed, label_map=liver, tumours_in_ct=look, monitor=monitor)
+    return simulate_patient(seed, tumours_in_ct=look, monitor=monitor)
 
 
 def _segment(arguments: dict[str, Any], out: Path, monitor: Monitor) -> Path:
@@ -159,7 +184,23 @@ OPERATIONS: dict[str, Operation] = {
         _segment,
         writes_file=True,
     ),
-    "simulate": Operation("simulate a patient with known truth", (_OVERWRITE, _SEED), _simulate),
+    "simulate": Operation(
+        "simulate a patient with known truth",
+        (
+            _OVERWRITE,
+            _SEED,
+            Option("from_ct", str, "simulate only the MRI, of the patient of this CT", is_path=True, metavar="CT"),
+            Option("labels", str, "label map on that CT: 1 liver, 2 and above its tumours", is_path=True, metavar="L"),
+            Option("label_map", str, "set the liver of this label map into the patient", is_path=True, metavar="L"),
+            Option(
+                "tumours_in_ct",
+                str,
+                "what the CT shows of the tumours (default: drawn for each)",
+                choices=("invisible", "faint", "visible"),
+            ),
+        ),
+        _simulate,
+    ),
 }
 
 

@@ -1,5 +1,5 @@
-"""Simulated patients with known truth: `simulate_patient(seed)`."""
+"""Simulated patients with known truth: `simulate_patient(seed)`, and `simulate_from_ct` round a real CT."""
 
-from .patient import VERSION, simulate_patient
+from .patient import VERSION, simulate_from_ct, simulate_patient
 
-__all__ = ["VERSION", "simulate_patient"]
+__all__ = ["VERSION", "simulate_from_ct", "simulate_patient"]

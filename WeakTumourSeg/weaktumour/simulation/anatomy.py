@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy as np
 from ..volumes import Grid, Volume
 from . import organs
 from .body import Body, paint_back_muscles, paint_skeleton, paint_thorax, paint_wall
-from .contrast import TISSUE_NAMES, textures, tissue_table
+from .contrast import MR_PROTOCOLS, TISSUE_NAMES, Tissue, textures, tissue_table
+from .motion import Frame
 from .shapes import Canvas, Region
-from .tumours import Tumour, place_tumours
+from .tumours import Look, Tumour, choose_looks, place_tumours
 
 # The box in which there is a patient; beyond it there is air.
 _LOW, _HIGH = (-174.0, -126.0, -240.0), (174.0, 126.0, 234.0)
@@ -20,17 +21,20 @@ _LOW, _HIGH = (-174.0, -126.0, -240.0), (174.0, 126.0, 234.0)
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Everything in the MR frame. ct: HU, mr: liver = 1, both (z, y, x) float32 on one grid.
+    """Everything in one frame, the MR's (of a real CT in the CT's own).
 
-    liver: distance in mm to the whole liver's surface (tumours included), negative inside, on its own smaller grid.
-    tissues: (z, y, x) uint8, the number in TISSUE_NAMES of each voxel's tissue, where asked for.
+    ct: HU; mr: liver = 1, negative out of phase; both (z, y, x) float32. liver: distance in mm to the whole liver's
+    surface (tumours included), negative inside, on its own smaller grid. centre: LPS mm, of the upper abdomen, where
+    scans are centred. tissues: (z, y, x) uint8, the number in TISSUE_NAMES of each voxel's tissue, where asked for.
     """
 
-    body: Body
+    frame: Frame
     ct: Volume
     mr: Volume
     liver: Volume
     tumours: tuple[Tumour, ...]
+    looks: tuple[Look, ...]
+    centre: np.ndarray
     tissues: np.ndarray | None = None
 
     def tumour_distance(self, number: int, spacing_mm: float) -> Volume:
@@ -41,20 +45,54 @@ class Anatomy:
         return Volume(tumour.distance(points[..., 0], points[..., 1], points[..., 2]), grid)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a patient shall be. protocol, phase: of contrast.MR_PROTOCOLS and CT_PHASES. visibility: see choose_looks.
+
+    drawn: the diameters were, and may shrink until the tumours fit.
+    """
+
+    diameters_mm: Sequence[float] = ()
+    drawn: bool = False
+    protocol: str = "T1 hepatobiliary"
+    phase: str = "portal venous"
+    visibility: str | None = None
+
+    def looks(self, seed: int) -> list[Look]:
+        return choose_looks(seed, len(self.diameters_mm), MR_PROTOCOLS[self.protocol].tumour, self.visibility)
+
+
+def paint_tumours(
+    canvas: Canvas, tumours: Sequence[Tumour], looks: Sequence[Look], table: Mapping[str, Tissue],
+    texture: Mapping[str, np.ndarray],
+) -> None:  # fmt: skip
+    """In the MR each has its signal; in the CT its texture is the liver's, and what cannot be seen is not painted."""
+    liver, texture_of = table["liver"], table["tumour"].mr_texture
+    for tumour, look in zip(tumours, looks, strict=True):
+        part = canvas.around(tumour.centre[None], tumour.reach_mm + 4)
+        distance = tumour.distance(part.x, part.y, part.z)
+
+        def values(layer: str, at: Region, look: Look = look) -> np.ndarray:
+            mean, deviation = (liver.hu + look.hu, liver.hu_texture) if layer == "ct" else (look.mr, texture_of)
+            return np.float32(mean) + np.float32(deviation) * texture[layer][at.slices]
+
+        canvas.paint(part, distance, values, [layer for layer in ("ct", "mr") if layer == "mr" or look.hu])
+
+
 def build_anatomy(
     seed: int,
-    diameters_mm: Sequence[float],
+    wanted: Wanted,
     spacing_mm: float,
     check: Callable[[], None] = lambda: None,
     *,
     tissue_map: bool = False,
 ) -> Anatomy:
-    """Draw a patient. check: called between the organs; may raise to stop. tissue_map: fill in `Anatomy.tissues`."""
+    """Draw a phantom. check: called between the organs; may raise to stop. tissue_map: fill in `Anatomy.tissues`."""
     size = tuple(int(np.ceil((b - a) / spacing_mm)) + 1 for a, b in zip(_LOW, _HIGH, strict=True))
     grid = Grid(size, (spacing_mm,) * 3, _LOW)
     canvas = Canvas(grid)
     body = Body(seed)
-    table = tissue_table(seed)
+    table = tissue_table(seed, wanted.protocol, wanted.phase)
     texture = textures(grid, seed)
     canvas.layers = {
         "ct": np.full(grid.shape, table["air"].hu, dtype=np.float32),
@@ -83,6 +121,7 @@ def build_anatomy(
 
     # The liver is shaped first and claimed last of those that press into it.
     region, shape = organs.liver_shape(canvas, body, cavity, above)
+    shape = organs.paint_ascites(canvas, body, region, shape, cavity, paint)
     hilum = organs.right_hilum(region, shape)
     fundus = hilum + np.array([-22.0, -62, -34])
     organs.paint_gallbladder(canvas, hilum + np.array([-6.0, -10, -8]), fundus, paint)
@@ -97,12 +136,10 @@ def build_anatomy(
         [axis.ravel()[depth[:, 2 - i]] for i, axis in enumerate((region.x, region.y, region.z))], axis=1
     ).astype(float)
     segments = organs.liver_vessels(body, inside, hilum)
-    tumours = place_tumours(canvas, region, liver, segments, diameters_mm, seed)
+    tumours = place_tumours(canvas, region, liver, segments, wanted.diameters_mm, seed, may_shrink=wanted.drawn)
     _paint_liver_vessels(canvas, region, liver, segments, tumours, paint)
-    for tumour in tumours:
-        part = canvas.around(tumour.centre[None], tumour.reach_mm + 4)
-        # In the CT a tumour is liver parenchyma and nothing else, texture included.
-        paint(part, tumour.distance(part.x, part.y, part.z), "tumour", ("mr",))
+    looks = wanted.looks(seed)
+    paint_tumours(canvas, tumours, looks, table, texture)
     check()
 
     organs.paint_spleen(canvas, body, cavity, above, paint)
@@ -116,9 +153,11 @@ def build_anatomy(
     return Anatomy(
         body,
         Volume(canvas.layers["ct"], grid),
-        Volume(np.maximum(canvas.layers["mr"], 0), grid),
+        Volume(canvas.layers["mr"], grid),
         Volume(np.ascontiguousarray(liver), canvas.grid_of(region)),
         tuple(tumours),
+        tuple(looks),
+        np.zeros(3),
         tissues,
     )
 

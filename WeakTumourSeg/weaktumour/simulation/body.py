@@ -25,6 +25,8 @@ from .shapes import (
 from .vessels import vessel_tree
 
 Paint = Callable[[Region, np.ndarray, str], None]
+DIAPHRAGM_MM = 3.0
+EFFUSION_SHARE = 0.12  # of the patients
 
 # Centres of the vertebral bodies, T5 to S2, and their height with the disc below, mm.
 _VERTEBRAE = {
@@ -73,6 +75,17 @@ class Body:
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    # -- as motion sees it -----------------------------------------------------------------------------------------
+    @property
+    def origin(self) -> np.ndarray:
+        return np.zeros(3)
+
+    def from_spine(self, points: np.ndarray) -> np.ndarray:
+        return np.hypot(points[..., 0] / 1.1, points[..., 1] - self.spine_y(points[..., 2]) - 18)
+
+    def below_skin(self, points: np.ndarray) -> np.ndarray:
+        return self.depth(*np.moveaxis(points, -1, 0))
 
     # -- surfaces -----------------------------------------------------------------------------------------------
     def depth(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -182,13 +195,17 @@ def paint_back_muscles(canvas: Canvas, body: Body, paint: Paint) -> None:
 def paint_thorax(canvas: Canvas, body: Body, cavity: np.ndarray, above: np.ndarray, paint: Paint) -> None:
     """Diaphragm, lungs with their vessels, heart and mediastinum."""
     lowest = -80.0
+    chance = random_stream(body.seed, "effusion")
+    # Behind this plane, tilted by the dome, fluid lies in the pleural space of one side or both.
+    sides = chance.permutation([-1, 1])[: 1 + chance.integers(2)] if chance.random() < EFFUSION_SHARE else ()
+    level = chance.uniform(20, 70)
     whole = canvas.region((-1e4, -1e4, lowest))
     bottom = whole.slices[0].start
     lungs = np.empty(cavity[whole.slices].shape, dtype=np.float32)
     for region in canvas.slabs((-1e4, -1e4, lowest)):
         x, y, z = region.x, region.y, region.z
         inside, height = cavity[region.slices], above[region.slices]
-        paint(region, np.maximum(np.maximum(inside, -height - 3), height), "muscle")
+        paint(region, np.maximum(np.maximum(inside, -height - DIAPHRAGM_MM), height), "muscle")
         # The mediastinum: a column in front of the spine, and the heart on the central tendon.
         column = ellipse(x, y, (2, 14), (31, 34)) + 0 * z
         heart = ellipsoid(x - 0.25 * (y + 30), y, z + 0.25 * x, (24, -36, 128), (56, 44, 54))
@@ -197,6 +214,11 @@ def paint_thorax(canvas: Canvas, body: Body, cavity: np.ndarray, above: np.ndarr
         middle = smooth_min(smooth_min(column, heart - 1, 14), ellipse(x, y, (4, -60), (16, 50)) + 0 * z, 12)
         lung = smooth_max(smooth_max(inside + 1.5, 2 - height, 5), -middle, 5)
         paint(region, lung, "lung")
+        for side in sides:
+            behind = np.maximum(np.float32(level) + 0.25 * z - y, -side * x)
+            pool = np.maximum(lung, behind)
+            paint(region, pool, "ascites")
+            lung = np.maximum(lung, -pool)
         paint(region, np.maximum(heart + 4, 3 - height), "myocardium")
         septum = 5 - np.abs((x - 20) * 0.6 - (y + 36) * 0.8)
         chambers = smooth_max(smooth_max(heart + 12, septum - 40 * (x < 0), 5), 8 - height, 4)

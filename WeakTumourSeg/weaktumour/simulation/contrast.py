@@ -1,7 +1,7 @@
 """What tissues look like: mean signals and textures for CT and MR, the coil's bias field, and noise.
 
-CT in Hounsfield units, portal-venous phase. MR as a T1-weighted image in the hepatobiliary phase, relative to the
-liver = 1: liver bright, vessels and tumours dark, fat bright or suppressed.
+CT in Hounsfield units, MR relative to the liver = 1. One table of tissues, CT in the portal-venous phase and MR
+T1-weighted in the hepatobiliary phase, and what other phases and protocols change in it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TISSUES = {
     "blood": Tissue(156, 4, 0.4, 0.03),
     "liver": Tissue(108, 1.6, 1.0, 0.035),
     "liver vessel": Tissue(160, 2, 0.45, 0.02),
-    "tumour": Tissue(108, 1.6, 0.46, 0.05),  # the CT is never painted with it: see anatomy.paint_tumours
+    "tumour": Tissue(108, 1.6, 0.46, 0.05),
     "gallbladder wall": Tissue(60, 3, 0.6, 0.02),
     "bile": Tissue(10, 2, 0.3, 0.02),
     "spleen": Tissue(122, 3, 0.44, 0.03),
@@ -54,11 +54,51 @@ _TISSUES = {
     "pancreas": Tissue(92, 12, 0.7, 0.07),
     "bowel wall": Tissue(72, 6, 0.5, 0.04),
     "fluid": Tissue(14, 6, 0.22, 0.05),
+    "ascites": Tissue(10, 2, 0.25, 0.02),
     "gas": Tissue(-960, 15, 0.02, 0.0),
     "stool": Tissue(-40, 160, 0.4, 0.16),
 }
 
 TISSUE_NAMES = tuple(_TISSUES)
+
+# What differs from the table above, by phase; HU.
+CT_PHASES: dict[str, dict[str, float]] = {
+    "portal venous": {},
+    "native": {"liver": 58, "liver vessel": 42, "blood": 42, "heart": 42, "myocardium": 45, "kidney": 32, "spleen": 48,
+               "pancreas": 42, "muscle": 52, "bowel wall": 38},
+    "late arterial": {"liver": 78, "liver vessel": 112, "blood": 230, "heart": 220, "myocardium": 110, "kidney": 165,
+                      "spleen": 130, "pancreas": 108, "bowel wall": 85},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """An MR sequence. signals: what differs from the table above, liver = 1; a negative one is out of phase with water.
+
+    tumour: range of a tumour's signal. suppressed: how often the fat is.
+    """
+
+    signals: dict[str, float]
+    tumour: tuple[float, float]
+    suppressed: float
+
+
+# By eye, after public images. Out of phase, fat and water cancel where they share a voxel: the dark line round organs.
+MR_PROTOCOLS: dict[str, Protocol] = {
+    "T1 hepatobiliary": Protocol({"fat": 1.9, "visceral fat": 1.8, "marrow": 1.2}, (0.35, 0.6), 0.75),
+    "T1 portal venous": Protocol(
+        {"liver vessel": 1.35, "blood": 1.4, "heart": 1.3, "kidney": 1.4, "spleen": 1.1, "bile": 0.3, "fat": 1.7,
+         "visceral fat": 1.6, "marrow": 1.2}, (0.55, 0.8), 0.75),
+    "opposed phase": Protocol(
+        {"liver vessel": 0.7, "blood": 0.6, "spleen": 0.75, "muscle": 0.8, "fat": -1.0, "visceral fat": -0.9,
+         "kidney": 0.8, "fluid": 0.35, "ascites": 0.35}, (0.6, 0.82), 0.0),
+    "T2 fat-suppressed": Protocol(
+        {"liver vessel": 0.5, "blood": 0.4, "bile": 3.5, "fluid": 3.2, "ascites": 3.4, "spinal fluid": 3.5,
+         "kidney": 2.6, "renal pelvis": 3.5, "spleen": 2.0, "muscle": 0.6, "fat": 0.6, "visceral fat": 0.6,
+         "pancreas": 1.5, "bowel wall": 1.6, "marrow": 0.7, "stool": 1.2, "heart": 0.6}, (1.4, 2.1), 0.0),
+}  # fmt: skip
+SUPPRESSED = 0.27  # of the signal is left
+FATTY = ("fat", "visceral fat", "marrow")
 
 
 def tissue_means() -> tuple[dict[str, float], dict[str, float]]:
@@ -66,17 +106,22 @@ def tissue_means() -> tuple[dict[str, float], dict[str, float]]:
     return {n: float(t.hu) for n, t in _TISSUES.items()}, {n: float(t.mr) for n, t in _TISSUES.items()}
 
 
-def tissue_table(seed: int) -> dict[str, Tissue]:
-    """The tissues of one patient: some per cent of variation, fat suppressed or not, bile excreted or not."""
+def tissue_table(seed: int, protocol: str, phase: str) -> dict[str, Tissue]:
+    """The tissues of one patient: some per cent of variation, fat suppressed or not, bile excreted or not.
+
+    protocol: of MR_PROTOCOLS. phase: of CT_PHASES. The tumours' look is each tumour's own.
+    """
     rng = random_stream(seed, "contrast")
-    fat_suppressed, bile_bright = rng.random(2) < 0.5
+    sequence, hu_of = MR_PROTOCOLS[protocol], CT_PHASES[phase]
+    suppressed, bile_bright = rng.random() < sequence.suppressed, rng.random() < 0.5
     table = {}
     for name, tissue in _TISSUES.items():
-        hu = tissue.hu + 0.03 * abs(tissue.hu) * float(rng.uniform(-1, 1)) * (-900 < tissue.hu < 400)
-        mr = tissue.mr * float(rng.uniform(0.92, 1.08))
-        if fat_suppressed and name in ("fat", "visceral fat", "marrow"):
-            mr *= 0.27
-        if bile_bright and name == "bile":
+        hu = float(hu_of.get(name, tissue.hu))
+        hu += 0.03 * abs(hu) * float(rng.uniform(-1, 1)) * (-900 < hu < 400)
+        mr = sequence.signals.get(name, tissue.mr) * float(rng.uniform(0.92, 1.08))
+        if suppressed and name in FATTY:
+            mr *= SUPPRESSED
+        if bile_bright and name == "bile" and protocol == "T1 hepatobiliary":
             mr = 1.35
         table[name] = Tissue(hu, tissue.hu_texture, mr, tissue.mr_texture)
     table["liver"] = Tissue(table["liver"].hu, _TISSUES["liver"].hu_texture, 1.0, _TISSUES["liver"].mr_texture)

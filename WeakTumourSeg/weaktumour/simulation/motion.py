@@ -1,21 +1,22 @@
 """What lies between the two scans: the table, breathing, and everything that settles differently.
 
-A CT point is carried to the MR frame by a rigid movement of the whole patient, then by breathing and a random smooth
-deformation, both functions of the place in the body. The sum is sampled once on a coarse grid, and that sampled field
-*is* the truth: images and labels are rendered through it.
+A point of one scan is carried to the frame in which the anatomy is known by a rigid movement of the whole patient, then
+by breathing and a random smooth deformation, both functions of the place in the body. The sum is sampled once on a
+coarse grid, and that sampled field *is* the truth: images and labels are rendered through it. Anatomies that were drawn
+are known in the MR frame, a real CT's in its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..volumes import Grid
-from .body import Body
-from .shapes import Profile, random_stream
+from ..errors import InputError
+from ..volumes import Grid, Volume
+from .shapes import Profile, random_stream, signed_distance
 
 if TYPE_CHECKING:
     from ..deformation import DisplacementField
@@ -26,60 +27,122 @@ _SMALLEST_JACOBIAN = 0.15
 _SCALES = ((220.0, 1.0, 14), (110.0, 0.6, 14), (65.0, 0.3, 14))
 
 
+class Frame(Protocol):
+    """A body as motion sees it: what is tied down, and where the diaphragm is."""
+
+    seed: int
+    origin: np.ndarray  # (3,) LPS mm: in the midline, 92 mm below the right dome
+
+    def from_spine(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) LPS mm -> (...) mm from the spinal canal, across the body."""
+
+    def below_skin(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) LPS mm -> (...) mm."""
+
+
+@dataclass(frozen=True)
+class MappedFrame:
+    """The frame of a body that is known voxel by voxel.
+
+    spine: (n, 3) x, y, z along the canal, from below. skin: depth in mm on a coarse grid.
+    """
+
+    seed: int
+    origin: np.ndarray
+    spine: np.ndarray
+    skin: Volume
+
+    @staticmethod
+    def of(body: np.ndarray, bone: np.ndarray, liver: np.ndarray, grid: Grid, seed: int) -> MappedFrame:
+        """body, bone, liver: (z, y, x) bool along the patient axes. Raises InputError where one is missing."""
+        step = max(1, round(4.0 / grid.spacing[0]))
+        size = tuple(-(-n // step) for n in grid.size)
+        coarse = Grid(size, tuple(step * s for s in grid.spacing), grid.origin)
+        body, bone, liver = (mask[::step, ::step, ::step] for mask in (body, bone, liver))
+        if not body.any() or not bone.any() or not liver.any():
+            raise InputError("Simulation: body, bones or liver are not in the picture; give a CT of the upper abdomen.")
+        x, y, z = (origin + spacing * np.arange(n)
+                   for n, spacing, origin in zip(coarse.size, coarse.spacing, coarse.origin, strict=True))  # fmt: skip
+        middle = coarse.index_to_world(np.argwhere(body).mean(0)[::-1])
+        behind = bone & (np.abs(x - middle[0]) < 45) & (y[:, None] > middle[1])
+        levels = np.flatnonzero(behind.any(axis=(1, 2)))
+        if not len(levels):
+            raise InputError("Simulation: the spine is not in the picture; give a CT that shows the whole body across.")
+        place = np.array([np.argwhere(behind[k]).mean(0) for k in levels])  # y, x
+        line = [np.interp(np.arange(len(z)), levels, place[:, i]) for i in (1, 0)]
+        width = min(15, len(z))
+        line = [np.convolve(np.pad(v, width, mode="edge"), np.ones(width) / width, mode="same")[width:-width]
+                for v in line]  # fmt: skip
+        spine = np.stack((x[0] + line[0] * coarse.spacing[0], y[0] + line[1] * coarse.spacing[1], z), axis=1)
+        # The ends of the picture are no skin.
+        padded = np.pad(body, ((40, 40), (0, 0), (0, 0)), mode="edge")
+        depth = -signed_distance(padded, coarse.spacing)[40:-40]
+        top = z[np.flatnonzero(liver.any(axis=(1, 2)))[-1]]
+        at = int(np.argmin(np.abs(z - top)))
+        origin = np.array([spine[at, 0], middle[1], top - 92])
+        return MappedFrame(seed, origin, spine, Volume(depth, coarse))
+
+    def from_spine(self, points: np.ndarray) -> np.ndarray:
+        x, y = (np.interp(points[..., 2], self.spine[:, 2], self.spine[:, i]) for i in (0, 1))
+        return np.hypot((points[..., 0] - x) / 1.1, points[..., 1] - y)
+
+    def below_skin(self, points: np.ndarray) -> np.ndarray:
+        from ..deformation import trilinear  # imports torch: not before it is needed
+
+        flat = points.reshape(-1, 3)
+        depth = trilinear(self.skin.array[..., None], self.skin.grid.world_to_index(flat))
+        return depth[:, 0].reshape(points.shape[:-1])
+
+
 @dataclass(frozen=True)
 class Motion:
     """Parameters of one patient's motion; the same at every resolution.
 
-    rotation (3, 3) and offset_mm (3,): CT point -> rotation @ (point - offset). breathing_mm: the diaphragm's shift
-    along the body axis, positive where the organs lie nearer to the feet in the MR than in the CT.
+    rotation (3, 3) and offset_mm (3,): point of the other scan -> rotation @ (point - offset). breathing_mm: the
+    diaphragm's shift along the body axis, positive where the organs lie nearer to the feet in the anatomy's frame.
     deformation_mm: root mean square of the random part.
     """
 
-    body: Body
+    frame: Frame
     rotation: np.ndarray
     offset_mm: np.ndarray
     breathing_mm: float
     deformation_mm: float
     waves: tuple[np.ndarray, np.ndarray, np.ndarray]  # (k, 3) rad/mm, (k,) phase, (k, 3) mm
 
-    def rigid(self, ct_points: np.ndarray) -> np.ndarray:
-        """(..., 3) CT points -> (..., 3) MR frame, without breathing and deformation."""
-        return (ct_points - self.offset_mm) @ self.rotation.T
+    def rigid(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) points of the other scan -> (..., 3) the anatomy's frame, without breathing and deformation."""
+        return (points - self.offset_mm) @ self.rotation.T
 
     def rigid_inverse(self, points: np.ndarray) -> np.ndarray:
         return points @ self.rotation + self.offset_mm
 
-    def displacement(self, ct_points: np.ndarray) -> np.ndarray:
-        """(..., 3) CT points -> (..., 3) mm to the same tissue in the MR."""
-        place = self.rigid(ct_points)
-        moved = place + self._breathing(place)
+    def displacement(self, points: np.ndarray) -> np.ndarray:
+        """(..., 3) points of the other scan -> (..., 3) mm to the same tissue in the anatomy's frame."""
+        place = self.rigid(points)
+        mobility = _smooth_step(self.frame.from_spine(place), 38, 92)
+        moved = place + self._breathing(place, mobility)
         if self.deformation_mm > 0:
-            moved += self._random(place)
-        return moved - ct_points
+            moved += self._random(place, mobility)
+        return moved - points
 
-    def _mobility(self, place: np.ndarray) -> np.ndarray:
-        """0 at the spine, 1 away from it."""
-        x, y, z = np.moveaxis(place, -1, 0)
-        from_spine = np.hypot(x / 1.1, y - self.body.spine_y(z) - 18)
-        return _smooth_step(from_spine, 38, 92)
-
-    def _breathing(self, place: np.ndarray) -> np.ndarray:
-        x, y, z = np.moveaxis(place, -1, 0)
-        # Largest at the diaphragm, gone in the pelvis and at the top of the lungs.
+    def _breathing(self, place: np.ndarray, mobility: np.ndarray) -> np.ndarray:
+        y, z = (place[..., i] - self.frame.origin[i] for i in (1, 2))
+        # Largest at the diaphragm, gone in the pelvis and at the top of the lungs; the ribs take little part.
         along = Profile([-235, -150, -80, -25, 95, 160, 240], [0, 0.16, 0.7, 0.93, 1, 0.6, 0.1], 50)(z)
-        inside = 0.2 + 0.8 * _smooth_step(self.body.depth(x, y, z), 10, 55)
+        inside = 0.2 + 0.8 * _smooth_step(self.frame.below_skin(place), 10, 55)
         result = np.zeros_like(place)
-        result[..., 2] = -self.breathing_mm * along * inside * self._mobility(place)
+        result[..., 2] = -self.breathing_mm * along * inside * mobility
         # Breathing in lowers the diaphragm and pushes the belly forward.
         front = _smooth_step(-y, -60, 80)
-        result[..., 1] = -0.22 * self.breathing_mm * along * front * self._mobility(place)
+        result[..., 1] = -0.22 * self.breathing_mm * along * front * mobility
         return result
 
-    def _random(self, place: np.ndarray) -> np.ndarray:
+    def _random(self, place: np.ndarray, mobility: np.ndarray) -> np.ndarray:
         vectors, phases, amplitudes = self.waves
         phase = place.astype(np.float32) @ vectors.T.astype(np.float32) + phases.astype(np.float32)
         shift = np.sin(phase) @ amplitudes.astype(np.float32)
-        return self.deformation_mm * shift * (0.15 + 0.85 * self._mobility(place))[..., None]
+        return self.deformation_mm * shift * (0.15 + 0.85 * mobility)[..., None]
 
 
 def _smooth_step(value: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -88,19 +151,19 @@ def _smooth_step(value: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def choose_motion(
-    body: Body,
+    frame: Frame,
     *,
     breathing_mm: float | None = None,
     deformation_mm: float | None = None,
     world_offset_mm: float | Sequence[float] | None = None,
     tilt_degrees: float | None = None,
 ) -> Motion:
-    """The motion of one patient; what is not given is drawn: breathing 5 to 20 mm either way, deformation 1.5 to 3 mm,
+    """The motion of one patient; what is not given is drawn: breathing 5 to 30 mm either way, deformation 1.5 to 3 mm,
     offset 5 to 40 mm in a random direction, tilt 1 to 6 degrees about a random axis.
     """
-    rng = random_stream(body.seed, "motion")
+    rng = random_stream(frame.seed, "motion")
     drawn = {
-        "breathing": rng.uniform(5, 20) * rng.choice([-1, 1]),
+        "breathing": rng.uniform(5, 30) * rng.choice([-1, 1]),
         "deformation": rng.uniform(1.5, 3.0),
         "offset": rng.uniform(5, 40),
         "tilt": rng.uniform(1, 6),
@@ -126,7 +189,7 @@ def choose_motion(
     if offset.ndim == 0:
         offset = offset * way / np.linalg.norm(way)
     return Motion(
-        body,
+        frame,
         _rotation(axis, float(drawn["tilt"] if tilt_degrees is None else tilt_degrees)),
         offset,
         float(drawn["breathing"] if breathing_mm is None else breathing_mm),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .body import Body
+from .body import DIAPHRAGM_MM, Body
 from .shapes import (
     Canvas,
     Profile,
@@ -25,6 +25,7 @@ from .shapes import (
 from .vessels import Segment, vessel_tree
 
 Paint = Callable[[Region, np.ndarray, str], None]
+ASCITES_SHARE = 0.12  # of the patients
 
 
 # -- great vessels --------------------------------------------------------------------------------------------------
@@ -61,7 +62,8 @@ def paint_great_vessels(canvas: Canvas, body: Body, paint: Paint) -> None:
 def liver_shape(canvas: Canvas, body: Body, cavity: np.ndarray, above: np.ndarray) -> tuple[Region, np.ndarray]:
     """The liver's region and distance, before the organs it wraps are taken out.
 
-    It fills the right dome, is cut by a visceral surface that rises to the left, and tapers across the midline.
+    It fills the right dome, is cut by a visceral surface that rises to the left, and tapers across the midline. To the
+    diaphragm and the wall there is a film of fat, or nothing.
     """
     rng = random_stream(body.seed, "liver")
     region = canvas.region((-170, -140, -130), (120, 110, 120))
@@ -76,7 +78,10 @@ def liver_shape(canvas: Canvas, body: Body, cavity: np.ndarray, above: np.ndarra
     )
     left_end = rng.uniform(58, 92)
     left = x + 0.35 * (y + 50) - 0.25 * (z - 50) - left_end
-    shape = smooth_max(cavity[region.slices] + 2.5, above[region.slices] + 4, 14)
+    film = np.float32(max(0.0, rng.normal(0.2, 0.9)))
+    patches = np.clip(smooth_noise(canvas.grid_of(region), 30, rng) + 0.5, 0, 1.5)
+    wall, dome = cavity[region.slices] + 0.4, above[region.slices] + DIAPHRAGM_MM
+    shape = smooth_max(wall, dome, 5) + film * patches
     shape = smooth_max(shape, (floor - z) / np.float32(slope), 12)
     shape = smooth_max(shape, (y - back(x)) * np.float32(0.8) + 0 * z, 16)
     shape = smooth_max(shape, left * np.float32(0.85), 18)
@@ -87,6 +92,23 @@ def liver_shape(canvas: Canvas, body: Body, cavity: np.ndarray, above: np.ndarra
     shape = smooth_max(shape, -fissure, 5)
     wobble = smooth_noise(canvas.grid_of(region), 34, rng)
     return region, shape + np.float32(1.3) * wobble
+
+
+def paint_ascites(
+    canvas: Canvas, body: Body, region: Region, shape: np.ndarray, cavity: np.ndarray, paint: Paint
+) -> np.ndarray:
+    """Now and then fluid about the liver, which shrinks from it, and beside the colon. Returns the liver's distance."""
+    rng = random_stream(body.seed, "ascites")
+    thickness = rng.uniform(4, 14) if rng.random() < ASCITES_SHARE else 0.0
+    if not thickness:
+        return shape
+    gutters = canvas.region((-170, -140, -200), (170, 110, 40))
+    paint(gutters, np.maximum(cavity[gutters.slices] + 1, -cavity[gutters.slices] - 1.6 * thickness), "ascites")
+    paint(region, shape, "ascites")
+    # Deepest to the right and below, none at the bare area behind.
+    deep = np.clip(0.6 - region.x / 160 - region.z / 240, 0.2, 1) * np.clip((60 - region.y) / 60, 0, 1)
+    uneven = np.clip(1 + 0.4 * smooth_noise(canvas.grid_of(region), 40, rng), 0.2, 2)
+    return shape + np.float32(thickness) * (deep * uneven).astype(np.float32)
 
 
 def liver_vessels(body: Body, inside: np.ndarray, hilum: np.ndarray) -> list[Segment]:

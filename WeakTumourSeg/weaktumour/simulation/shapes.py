@@ -12,6 +12,7 @@ from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
+import SimpleITK as sitk
 
 from ..volumes import Grid
 
@@ -60,6 +61,20 @@ def capsule(x: np.ndarray, y: np.ndarray, z: np.ndarray, start: Point, end: Poin
     t = np.clip((dx * axis[0] + dy * axis[1] + dz * axis[2]) / length2, 0, 1)
     square = (dx - t * axis[0]) ** 2 + (dy - t * axis[1]) ** 2 + (dz - t * axis[2]) ** 2
     return (np.sqrt(square) - (r0 + t * (r1 - r0))).astype(np.float32)
+
+
+def signed_distance(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """(z, y, x) float32: distance in mm to a mask's surface, negative inside.
+
+    Each voxel's is that to the nearest centre on the other side, so that it changes sign halfway between centres.
+    """
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image.SetSpacing([float(s) for s in spacing])
+    beyond, within = (
+        sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(part, False, False, True)).clip(min=0)
+        for part in (image, sitk.Equal(image, 0))
+    )
+    return (beyond - within).astype(np.float32)
 
 
 @dataclass(frozen=True)

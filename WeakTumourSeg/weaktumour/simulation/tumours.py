@@ -61,10 +61,36 @@ def _sphere_points(count: int) -> np.ndarray:
     return np.stack((np.sqrt(1 - z**2) * np.cos(turn), np.sqrt(1 - z**2) * np.sin(turn), z), axis=1)
 
 
+VISIBILITIES = ("invisible", "faint", "visible")
+_SHARES = (0.6, 0.25, 0.15)
+_DARKER_HU = {"invisible": (0.0, 0.0), "faint": (6.0, 14.0), "visible": (25.0, 55.0)}
+
+
+@dataclass(frozen=True)
+class Look:
+    """mr: signal, liver = 1. hu: what is added to the liver's attenuation in the CT. visibility: of VISIBILITIES."""
+
+    mr: float
+    hu: float
+    visibility: str
+
+
+def choose_looks(seed: int, count: int, mr_range: tuple[float, float], visibility: str | None = None) -> list[Look]:
+    """mr_range: of the protocol. visibility: in the CT, of all tumours; drawn for each where it is None."""
+    rng = random_stream(seed, "tumour looks")
+    looks = []
+    for _ in range(count):
+        seen = visibility or str(rng.choice(VISIBILITIES, p=_SHARES))
+        darker = rng.uniform(*_DARKER_HU[seen])
+        sign = -1 if rng.random() < 0.85 else 1
+        looks.append(Look(float(rng.uniform(*mr_range)), float(sign * darker), seen))
+    return looks
+
+
 def choose_diameters(seed: int) -> list[float]:
-    """1 to 4 tumours of 10 to 40 mm, small ones more often."""
+    """1 to 4 tumours of 8 to 50 mm, small ones more often."""
     rng = random_stream(seed, "tumour diameters")
-    return [round(float(10 + 29 * rng.beta(1.2, 1.8)), 1) for _ in range(rng.integers(1, 5))]
+    return [round(float(8 + 42 * rng.beta(1.2, 2.4)), 1) for _ in range(rng.integers(1, 5))]
 
 
 def place_tumours(
@@ -74,10 +100,13 @@ def place_tumours(
     segments: Sequence[Segment],
     diameters: Sequence[float],
     seed: int,
+    *,
+    may_shrink: bool = False,
 ) -> list[Tumour]:
     """Tumours inside the liver, the largest first, in the order of `diameters` again at the end.
 
-    liver: distance in mm on the region. Raises InputError when one does not fit.
+    liver: distance in mm on the region. may_shrink: one that does not fit is made smaller until it does; without it
+    InputError is raised.
     """
     rng = random_stream(seed, "tumours")
     step = max(1, round(3.0 / canvas.grid.spacing[0]))
@@ -92,12 +121,17 @@ def place_tumours(
 
     placed: dict[int, Tumour] = {}
     for number in np.argsort(diameters)[::-1]:
-        tumour = Tumour.of(np.zeros(3), float(diameters[number]), rng)
-        reach = tumour.reach_mm
-        room = depth - reach
-        allowed = room > _CLEARANCE_MM
-        for other in placed.values():
-            allowed &= np.linalg.norm(points - other.centre, axis=1) > reach + other.reach_mm + _APART_MM
+        wanted_mm = float(diameters[number])
+        while True:
+            tumour = Tumour.of(np.zeros(3), wanted_mm, rng)
+            reach = tumour.reach_mm
+            room = depth - reach
+            allowed = room > _CLEARANCE_MM
+            for other in placed.values():
+                allowed &= np.linalg.norm(points - other.centre, axis=1) > reach + other.reach_mm + _APART_MM
+            if allowed.any() or not may_shrink or wanted_mm < 8:
+                break
+            wanted_mm *= 0.9
         if not allowed.any():
             raise InputError(
                 f"Simulation: a tumour of {diameters[number]:g} mm does not fit into the liver beside the others; "

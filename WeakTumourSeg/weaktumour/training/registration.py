@@ -23,8 +23,8 @@ from ..networks.mscgunet import Prediction
 from ..registration.prediction import images_in, in_passes, moved, pair_inputs
 from ..registration.preparation import DISTANCE_LIMIT_MM
 from ..simulation.contrast import TISSUE_NAMES
+from ..simulation.tissue_maps import LIVER_TISSUES, TissueMap
 from . import synthesis
-from .anatomies import LIVER_TISSUES, TissueMap
 from .config import RegistrationConfig
 from .sources import Sources
 from .synthesis import Random

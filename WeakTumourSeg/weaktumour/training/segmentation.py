@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..networks import build
+from ..simulation.tissue_maps import LIVER_TISSUES, TissueMap
 from . import synthesis
-from .anatomies import LIVER_TISSUES, TissueMap
 from .config import SegmentationConfig
 from .sources import Sources
 from .synthesis import KINDS, Random

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .anatomies import TissueMap, label_maps_in, prepare_anatomies, read_split
+from ..simulation.tissue_maps import TissueMap
+from .anatomies import label_maps_in, prepare_anatomies, read_map, read_split
 from .config import Data
 from .synthesis import Random
 
@@ -59,7 +60,7 @@ class Sources:
 
         files = prepare_anatomies(cache, phantoms, maps["train"], processes=data.processes, report=report)
         kept = prepare_anatomies(cache, validating, maps["development"], processes=data.processes, report=report)
-        return Sources([TissueMap.read(f) for f in files], [TissueMap.read(f) for f in kept])
+        return Sources([read_map(f) for f in files], [read_map(f) for f in kept])
 
     @property
     def anatomies(self) -> tuple[TissueMap, ...]:

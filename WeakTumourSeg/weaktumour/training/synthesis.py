@@ -17,40 +17,18 @@ import torch
 import torch.nn.functional as F
 
 from ..registration.preparation import CT_WINDOW_HU
-from ..simulation.contrast import TISSUE_NAMES, tissue_means
-from .anatomies import LIVER_TISSUES, SPACING_MM, TissueMap
+from ..simulation.contrast import CT_PHASES, FATTY, MR_PROTOCOLS, SUPPRESSED, TISSUE_NAMES, tissue_means
+from ..simulation.tissue_maps import CODE, LIVER_TISSUES, SPACING_MM, TissueMap
 
-_CODE = {name: code for code, name in enumerate(TISSUE_NAMES)}
-AIR, LIVER, TUMOUR, VESSEL = (_CODE[name] for name in ("air", "liver", "tumour", "liver vessel"))
+AIR, LIVER, TUMOUR, VESSEL = (CODE[name] for name in ("air", "liver", "tumour", "liver vessel"))
 KINDS = ("ct", "mr", "random")
-_UNENHANCED_HU = {
-    "liver": 58,
-    "liver vessel": 42,
-    "blood": 42,
-    "heart": 42,
-    "myocardium": 45,
-    "kidney": 32,
-    "spleen": 48,
-    "pancreas": 42,
-    "muscle": 52,
-    "bowel wall": 38,
-}
-# Signals relative to the liver: fat, fluids and blood decide how a protocol looks. By eye, after public images.
-_PROTOCOLS: dict[str, dict[str, float]] = {
-    "T1 hepatobiliary": {},
-    "T1 portal venous": {"liver vessel": 1.35, "blood": 1.4, "heart": 1.3, "kidney": 1.4, "spleen": 1.1, "bile": 0.3},
+_UNENHANCED_HU = CT_PHASES["native"]
+# Among the simulator's protocols one more, which its patients do not have.
+_PROTOCOLS = {name: protocol.signals for name, protocol in MR_PROTOCOLS.items()} | {
     "T1 native": {"liver vessel": 0.6, "blood": 0.55, "kidney": 0.7, "spleen": 0.7, "muscle": 0.75, "fat": 2.0,
                   "visceral fat": 1.9, "marrow": 1.4, "fluid": 0.3},
-    "opposed phase": {"liver vessel": 0.7, "blood": 0.6, "spleen": 0.75, "muscle": 0.8, "fat": 0.9,
-                      "visceral fat": 0.7, "kidney": 0.8, "fluid": 0.35},
-    "T2 fat-suppressed": {"liver vessel": 0.5, "blood": 0.4, "bile": 3.5, "fluid": 3.2, "spinal fluid": 3.5,
-                          "kidney": 2.6, "renal pelvis": 3.5, "spleen": 2.0, "muscle": 0.6, "fat": 0.6,
-                          "visceral fat": 0.6, "pancreas": 1.5, "bowel wall": 1.6, "marrow": 0.7, "stool": 1.2,
-                          "heart": 0.6},
 }  # fmt: skip
-
-
-_PROTOCOL_SHARES = (0.3, 0.2, 0.15, 0.15, 0.2)
+_PROTOCOL_SHARES = (0.3, 0.2, 0.15, 0.2, 0.15)
 
 
 class Random:
@@ -195,10 +173,12 @@ def paint(tissues: torch.Tensor, kind: str, spacing_mm: float, random: Random, *
         value = _ct_artefacts(value, tissues, spacing_mm, random)
     else:
         bias = random.smooth(shape, random.uniform(60, 200) / spacing_mm)[0]
-        value = value.clamp(min=0) * torch.exp(random.uniform(0, 0.3) * bias)
+        value = value * torch.exp(random.uniform(0, 0.3) * bias)
     value = blurred(value, random.uniform(0.25, 0.8))
     if random.chance(0.5):
         value = _thick_slices(value, spacing_mm, random)
+    if kind != "ct":  # after the mean over voxels: what is out of phase cancels
+        value = value.abs()
     seen = _field_of_view(shape, random) if cut and random.chance(0.3) else torch.ones_like(tissues, dtype=torch.bool)
     return Painted(_normalised(value, tissues, seen, kind, random), seen, visible)
 
@@ -220,15 +200,15 @@ def _look(kind: str, random: Random) -> tuple[torch.Tensor, torch.Tensor, bool]:
         )
         soft = (means > -300) & (means < 400)
         means = means + soft * numbers.normal(0, 9.0, len(means))
-        means[_CODE["fluid"]] = numbers.uniform(-5, 40) if numbers.random() < 0.7 else numbers.uniform(40, 350)
-        means[_CODE["stool"]] = numbers.uniform(-150, 120)
+        means[CODE["fluid"]] = numbers.uniform(-5, 40) if numbers.random() < 0.7 else numbers.uniform(40, 350)
+        means[CODE["stool"]] = numbers.uniform(-150, 120)
         means[LIVER] -= 40 * numbers.beta(1, 4)
         means[VESSEL] = means[LIVER] + numbers.uniform(-15, 70)
         visible = numbers.random() < 0.6
         shift = numbers.uniform(20, 70) * (-1 if numbers.random() < 0.75 else 1) if visible else numbers.uniform(-4, 4)
         means[TUMOUR] = means[LIVER] + shift
         texture = numbers.uniform(2, 14, len(means))
-        texture[_CODE["stool"]] = 90
+        texture[CODE["stool"]] = 90
         texture[AIR] = 3
         texture[[LIVER, VESSEL, TUMOUR]] = numbers.uniform(1, 5)
     else:
@@ -239,11 +219,11 @@ def _look(kind: str, random: Random) -> tuple[torch.Tensor, torch.Tensor, bool]:
                 numbers.normal(0, 0.22, len(TISSUE_NAMES))
             )
             fat = numbers.random()
-            for name in ("fat", "visceral fat", "marrow"):
-                if fat < 0.35:  # suppressed
-                    means[_CODE[name]] *= 0.3
-                elif fat < 0.65:  # as bright as the liver: nothing but shape tells where the liver ends
-                    means[_CODE[name]] = means[LIVER] * np.exp(numbers.normal(0, 0.12))
+            for name in FATTY:
+                if fat < 0.4:
+                    means[CODE[name]] *= SUPPRESSED
+                elif fat < 0.6:  # as bright as the liver: nothing but shape tells where the liver ends
+                    means[CODE[name]] = np.sign(means[CODE[name]]) * means[LIVER] * np.exp(numbers.normal(0, 0.12))
         else:
             means = numbers.uniform(0.02, 1.0, len(TISSUE_NAMES))
         ratio = numbers.uniform(0.3, 0.75) if numbers.random() < 0.6 else numbers.uniform(1.3, 2.4)
@@ -251,9 +231,9 @@ def _look(kind: str, random: Random) -> tuple[torch.Tensor, torch.Tensor, bool]:
         if kind == "random" and abs(means[TUMOUR] - means[LIVER]) < 0.12:
             means[TUMOUR] = means[LIVER] + 0.2 * (1 if means[LIVER] < 0.5 else -1)
         for name in ("air", "gas"):
-            means[_CODE[name]] = 0.0
-        means[_CODE["lung"]] = min(means[_CODE["lung"]], numbers.uniform(0, 0.3))
-        texture = numbers.uniform(0.0, 0.09, len(means)) * np.maximum(means, 0.1)
+            means[CODE[name]] = 0.0
+        means[CODE["lung"]] = min(means[CODE["lung"]], numbers.uniform(0, 0.3))
+        texture = numbers.uniform(0.0, 0.09, len(means)) * np.maximum(np.abs(means), 0.1)
         texture[[LIVER, VESSEL, TUMOUR]] = numbers.uniform(0.01, 0.08) * means[LIVER]
     to = {"dtype": torch.float32, "device": random.device}
     return torch.as_tensor(means, **to), torch.as_tensor(texture, **to), bool(visible)
