@@ -61,10 +61,13 @@ def error_mm(field, points):
     return np.linalg.norm(field.transform_points(points) - points - true_displacement(points), axis=1).mean()
 
 
-def test_convexadam_recovers_a_known_displacement(pair):
+@pytest.mark.parametrize("method", sorted(peers.METHODS))
+def test_every_method_recovers_a_known_displacement(pair, method):
     folder, points = pair
     before = np.linalg.norm(true_displacement(points), axis=1).mean()
-    result = peers.run_peer("convexadam", folder / "ct.nii.gz", folder / "mr.nii.gz", spacing_mm=3.0)
+    # Quick settings: these tests are about conventions, not about what a method can do.
+    options = {"elastix": {"iterations": 200, "resolutions": 3}, "syn": {"reg_iterations": (80, 60, 40)}}.get(method)
+    result = peers.run_peer(method, folder / "ct.nii.gz", folder / "mr.nii.gz", spacing_mm=3.0, options=options)
     assert before > 7.0
     assert error_mm(result.field, points) < 0.35 * before
     assert result.version
@@ -113,7 +116,7 @@ def test_the_working_grid_holds_every_fixed_voxel_and_suits_the_pooling():
 
 def test_what_cannot_be_run_is_said(pair, tmp_path):
     folder, _ = pair
-    with pytest.raises(InputError, match="not a method that is known here; choose one of convexadam"):
+    with pytest.raises(InputError, match="not a method that is known here; choose one of convexadam, elastix, syn"):
         peers.run_peer("astrology", folder / "ct.nii.gz", folder / "mr.nii.gz", spacing_mm=3.0)
     with pytest.raises(InputError, match=r"convexadam: MRI: .* does not exist"):
         peers.run_peer("convexadam", folder / "ct.nii.gz", tmp_path / "absent.nii.gz", spacing_mm=3.0)

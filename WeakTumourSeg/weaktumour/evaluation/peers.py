@@ -79,7 +79,85 @@ def convexadam(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, obje
     return displacement[..., ::-1]
 
 
-METHODS: dict[str, Method] = {"convexadam": convexadam}
+def syn(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, object]) -> np.ndarray:
+    """Symmetric normalisation with mutual information (Avants et al. 2008), PyPI `antspyx`; no linear stage of its own.
+
+    options: arguments of `ants.registration`, and `spacing_mm`. ANTs tells its transform by where it carries images,
+    so images of the coordinates are warped: no convention of its files is relied on.
+    """
+    import ants
+
+    settings = dict(options)
+    spacing = float(settings.pop("spacing_mm"))
+
+    def image(array: np.ndarray, offset: int = 0) -> ants.ANTsImage:
+        return ants.from_numpy(
+            np.ascontiguousarray(array.T, dtype=np.float32), spacing=(spacing,) * 3, origin=(-offset * spacing,) * 3
+        )
+
+    settings = {"type_of_transform": "SyNOnly", "syn_metric": "mattes", "random_seed": 1, **settings}
+    target = image(fixed)
+    with tempfile.TemporaryDirectory() as folder:
+        found = ants.registration(
+            target, image(moving), initial_transform="identity", outprefix=f"{folder}/", **settings
+        )
+        margin = 20  # voxels: points may leave the image
+        z, y, x = np.meshgrid(*(np.arange(-margin, n + margin, dtype=np.float32) for n in fixed.shape), indexing="ij")
+        warped = [
+            ants.apply_transforms(target, image(axis, margin), found["fwdtransforms"], interpolator="linear").numpy().T
+            for axis in (x, y, z)
+        ]
+    here = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in fixed.shape), indexing="ij")[::-1]
+    return np.stack([there - axis for there, axis in zip(warped, here, strict=True)], axis=-1)
+
+
+def elastix(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, object]) -> np.ndarray:
+    """B-splines with mutual information and bending energy (Klein et al. 2010), PyPI `itk-elastix`.
+
+    options: `spacing_mm`, `grid_mm` (of the finest control points), `bending` (its weight), `iterations`,
+    `resolutions`, `samples`. Seeded; on one thread more or less the result is the same.
+    """
+    import itk
+
+    settings = dict(options)
+    spacing = float(settings.pop("spacing_mm"))
+    values = {"grid_mm": 20.0, "bending": 20.0, "iterations": 500, "resolutions": 4, "samples": 4096, **settings}
+    unknown = set(values) - {"grid_mm", "bending", "iterations", "resolutions", "samples"}
+    if unknown:
+        raise ValueError(f"elastix has no option {', '.join(sorted(unknown))}")
+    resolutions = int(values["resolutions"])
+    parameters = itk.ParameterObject.New()
+    chosen = parameters.GetDefaultParameterMap("bspline", resolutions, float(values["grid_mm"]))
+    wanted = {
+        "Registration": ["MultiMetricMultiResolutionRegistration"],
+        "Metric": ["AdvancedMattesMutualInformation", "TransformBendingEnergyPenalty"],
+        "Metric0Weight": ["1.0"],
+        "Metric1Weight": [str(values["bending"])],
+        "MaximumNumberOfIterations": [str(int(values["iterations"]))],
+        "NumberOfSpatialSamples": [str(int(values["samples"]))],
+        "RandomSeed": ["1"],
+        "AutomaticTransformInitialization": ["false"],
+        "WriteResultImage": ["false"],
+    }
+    for name, value in wanted.items():
+        chosen[name] = value
+    parameters.AddParameterMap(chosen)
+    images = []
+    for array in (fixed, moving):
+        image = itk.image_from_array(np.ascontiguousarray(array, dtype=np.float32))
+        image.SetSpacing((spacing,) * 3)
+        images.append(image)
+    _, transform = itk.elastix_registration_method(*images, parameter_object=parameters, log_to_console=False)
+    field = itk.transformix_deformation_field(images[1], transform)
+    on_fixed = itk.array_from_image(field).astype(np.float32)
+    if on_fixed.shape[:3] != fixed.shape:
+        raise ValueError(f"elastix gave a field of shape {on_fixed.shape} for an image of shape {fixed.shape}")
+    return on_fixed / spacing
+
+
+METHODS: dict[str, Method] = {"convexadam": convexadam, "syn": syn, "elastix": elastix}
+PACKAGES = {"convexadam": "convexadam", "syn": "antspyx", "elastix": "itk-elastix"}
+_IN_MM = ("syn", "elastix")  # methods that want the spacing
 
 
 # -- the parent ---------------------------------------------------------------------------------------------------
@@ -191,7 +269,8 @@ def _run_method(folder: Path) -> None:
     del fixed, moving
     begun = time.monotonic()
     try:
-        displacement = METHODS[request["method"]](*on_grid, request["options"])
+        options = {**request["options"], **({"spacing_mm": grid.spacing[0]} if request["method"] in _IN_MM else {})}
+        displacement = METHODS[request["method"]](*on_grid, options)
     except ModuleNotFoundError as error:
         raise InputError(f"the package {error.name} is not installed; install the benchmark extra.") from error
     seconds = time.monotonic() - begun
@@ -203,7 +282,7 @@ def _run_method(folder: Path) -> None:
         origin=grid.origin,
         direction=grid.direction,
     )
-    details = {"method_seconds": seconds, "version": metadata.version(request["method"])}
+    details = {"method_seconds": seconds, "version": metadata.version(PACKAGES[request["method"]])}
     (folder / "details.json").write_text(json.dumps(details), encoding="utf-8")
 
 
