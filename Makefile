@@ -34,6 +34,8 @@ format: set-up-tests ## let ruff mend what it can, and rewrite the list in WeakT
 benchmark-smoke: set-up-tests ## run each benchmark script on its smallest case (needs the real data, see CONTRIBUTING.md)
 	@set -e; for script in $$(grep -l __main__ Testing/benchmark/*.py); do \
 		echo "== $$script --smoke"; $(BIN)/python $$script --smoke; done
+	@rm -rf build/benchmark-smoke
+	@$(BIN)/weaktumour benchmark --cases 1 --methods affine,convexadam --out build/benchmark-smoke
 
 icon: set-up-tests ## draw WeakTumourSeg.png again
 	@$(BIN)/python Resources/make_icon.py

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-import SimpleITK as sitk
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "WeakTumourSeg"))
 
 from weaktumour.deformation import DisplacementField  # noqa: E402
 from weaktumour.errors import InputError  # noqa: E402
+from weaktumour.evaluation.benchmark import carry_labels  # noqa: E402
 from weaktumour.evaluation.measure import Measured, json_ready, machine, markdown_table, run_measured  # noqa: E402
 from weaktumour.volumes import Grid, Volume, read_volume  # noqa: E402
 
@@ -131,24 +131,6 @@ def read_result(folder: Path) -> dict:
 
 
 # -- transforms and labels ----------------------------------------------------------------------------------------
-def carry_labels(labels: Volume, field: DisplacementField, grid: Grid) -> np.ndarray:
-    """MR labels on the CT grid: each label's indicator read linearly by SimpleITK, the largest share wins.
-
-    One way for every method, so that transforms are compared and not resamplers.
-    """
-    transform = field.to_sitk()
-    best = np.full(grid.shape, 0.5, dtype=np.float32)
-    result = np.zeros(grid.shape, dtype=labels.array.dtype)
-    for value in np.unique(labels.array):
-        if value == 0:
-            continue
-        indicator = Volume((labels.array == value).astype(np.float32), labels.grid)
-        share = _resample(indicator, transform, grid, sitk.sitkLinear)
-        wins = share > best
-        result[wins], best[wins] = value, share[wins]
-    return result
-
-
 def maps_inside(mr: Grid, field: DisplacementField, grid: Grid) -> np.ndarray:
     """(z, y, x) bool: CT voxels whose mapped point lies inside the MR grid."""
     result = np.empty(grid.shape, dtype=bool)
@@ -156,13 +138,6 @@ def maps_inside(mr: Grid, field: DisplacementField, grid: Grid) -> np.ndarray:
         row = grid.crop((0, 0, z), (*grid.size[:2], 1))
         result[z] = mr.contains(field.transform_points(row.points()))[0]
     return result
-
-
-def _resample(volume: Volume, transform: sitk.Transform, grid: Grid, interpolator: int) -> np.ndarray:
-    image = sitk.Resample(
-        volume.to_image(), list(grid.size), transform, interpolator, grid.origin, grid.spacing, grid.direction, 0.0
-    )
-    return sitk.GetArrayFromImage(image)
 
 
 __all__ = [

@@ -60,6 +60,7 @@ def main() -> None:
     check_strangers(names, parts)
     test_maps = sorted(parts["test"])
     patients = [name for name in test_maps if name.startswith("lits")][:10] + test_maps[-4:]
+    tuned_on = [name for name in sorted(parts["development"]) if name.startswith(("lits", "msd8"))][:8:2]
     content = {
         "schema": 1,
         "about": "By anatomy. Tune on development only; tables use test. Made by Testing/benchmark/make_splits.py.",
@@ -79,6 +80,12 @@ def main() -> None:
             "phantoms": list(range(900_000, 900_020)),
             "label_maps": [{"map": name, "seed": 910_000 + i} for i, name in enumerate(patients)],
             "real_ct": [{"image": "chaos_ct", "seed": 920_000 + i} for i in range(6)],
+        },
+        # Those that methods, ours and others', are tuned on. The only real CT is for the test.
+        "benchmark_development": {
+            "phantoms": list(range(8)),
+            "label_maps": [{"map": name, "seed": 911_000 + i} for i, name in enumerate(tuned_on)],
+            "real_ct": [],
         },
     }
     text = json.dumps(content, indent=1) + "\n"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from weaktumour.deformation import DisplacementField
 from weaktumour.evaluation import metrics
@@ -32,6 +33,31 @@ def test_dice_and_volume_ratio_by_hand():
     truth, predicted = box((0, 10), (0, 10), (0, 10)), box((5, 10), (0, 10), (0, 12))
     assert metrics.dice(predicted, truth) == pytest.approx(2 * 500 / (600 + 1000))
     assert metrics.volume_ratio(predicted, truth) == pytest.approx(0.6)
+
+
+def test_relative_volume_difference_by_hand():
+    truth = box((0, 10), (0, 10), (0, 10))
+    assert metrics.ravd(box((5, 10), (0, 10), (0, 12)), truth) == pytest.approx(40.0)
+    assert metrics.ravd(box((0, 15), (0, 10), (0, 10)), truth) == pytest.approx(50.0)
+    nothing = np.zeros(GRID.shape, dtype=bool)
+    assert metrics.ravd(nothing, nothing) == 0.0
+    assert metrics.ravd(truth, nothing) == np.inf
+
+
+def test_the_largest_surface_distance_is_itks_hausdorff_distance():
+    """ITK measures between voxel centres, we between corners: for boxes that is the same."""
+    for first, second in (
+        (box((5, 12), (5, 20), (4, 9)), box((5, 25), (5, 20), (4, 9))),
+        (box((5, 12), (5, 20), (4, 9)), box((8, 12), (5, 11), (4, 16))),
+    ):
+        filter_ = sitk.HausdorffDistanceImageFilter()
+        images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in (first, second)]
+        for image in images:
+            image.SetSpacing(GRID.spacing)
+        filter_.Execute(*images)
+        found = metrics.surface_metrics(first, second, GRID.spacing)
+        assert found["mssd_mm"] == pytest.approx(filter_.GetHausdorffDistance(), rel=1e-6)
+        assert found["assd_mm"] <= found["hd95_mm"] <= found["mssd_mm"]
 
 
 def test_dice_of_equal_balls_follows_the_closed_form():
@@ -96,7 +122,9 @@ def test_a_box_grown_by_one_slice_on_each_side_along_z():
 def test_identical_masks_are_at_distance_zero_even_where_thin():
     rng = np.random.default_rng(0)
     speckle = rng.random(GRID.shape) < 0.3
-    assert metrics.surface_metrics(speckle, speckle.copy(), GRID.spacing) == {"assd_mm": 0.0, "hd95_mm": 0.0}
+    assert metrics.surface_metrics(speckle, speckle.copy(), GRID.spacing) == dict.fromkeys(
+        ("assd_mm", "hd95_mm", "mssd_mm"), 0.0
+    )
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 0.8, 3.0), (2.0, 1.0, 0.6)])
@@ -268,6 +296,24 @@ def test_a_case_with_its_transform_and_points():
     )
     assert result["field"]["folds"] == 0
     assert result["field"]["max_displacement_mm"] == pytest.approx(2.0)
+    assert result["field"]["liver_folds"] == 0
+    assert result["field"]["liver_sd_log_jacobian"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_folds_inside_the_liver_are_told_from_those_outside():
+    truth = np.zeros(GRID.shape, dtype=np.uint8)
+    truth[8:20, 8:28, 8:20] = 1
+    labels = Volume(truth, GRID)
+    displacement = np.zeros((*GRID.shape, 3))
+    x = GRID.points()[..., 0]
+    displacement[..., 0] = np.where((x > 12) & (x < 16), -1.5 * (x - 12), 0)  # beyond the liver, which ends at 0
+    outside = metrics.evaluate_case(labels, labels, DisplacementField(GRID, displacement))["field"]
+    assert outside["folds"] > 0
+    assert outside["liver_folds"] == 0
+    displacement[..., 0] = np.where((x > -10) & (x < -6), -1.5 * (x + 10), 0)
+    inside = metrics.evaluate_case(labels, labels, DisplacementField(GRID, displacement))["field"]
+    assert 0 < inside["liver_folds"] < inside["folds"]
+    assert inside["liver_sd_log_jacobian"] > outside["liver_sd_log_jacobian"]
 
 
 def test_empty_label_maps_and_other_grids():

@@ -200,8 +200,10 @@ ENGINE_NEEDS = {"torch", "SimpleITK", "numpy"}
 # Rooms of the command line, the training and the benchmark, which Slicer's worker does not enter.
 MORE_ALLOWED = {
     "cli.py": {"tqdm"},
+    "evaluation/benchmark.py": {"dask"},
     "evaluation/measure.py": {"psutil"},
     "evaluation/peers.py": {"ants", "convexAdam", "itk", "psutil"},
+    "evaluation/tables.py": {"matplotlib"},
     "training/loop.py": {"lightning_fabric"},
     "training/registration.py": {"matplotlib"},
     "training/segmentation.py": {"matplotlib"},
@@ -253,6 +255,7 @@ def test_readme_names_the_options_there_are():
         "segment",
         "models",
         "train",
+        "benchmark",
     ]
     for command in commands:
         name = command.split()[0]

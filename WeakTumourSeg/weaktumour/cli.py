@@ -1,7 +1,8 @@
-"""The command line: `weaktumour demo | simulate | register | models`.
+"""The command line: `weaktumour demo | simulate | register | segment | models | train | benchmark`.
 
 Work on images is a request to the worker (worker.py), whose events become a progress bar, lines and one error line on
-stderr; results go to stdout. `models` works in this process. Exit 0 done, 2 input error, 3 cancelled, 1 anything else.
+stderr; results go to stdout. `models`, `train` and `benchmark` work in this process. Exit 0 done, 2 input error,
+3 cancelled, 1 anything else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NoReturn
 
 from . import __version__
 from .errors import InputError, WeakTumourError
+from .evaluation.command import add_benchmark_parser, run_benchmark_command
 from .progress import Event
 from .training.command import add_parser as add_train_parser
 from .training.command import run as run_training
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None, run: Runner = supervise) -> int
             return _MODELS_ACTIONS[str(options.pop("action"))](options)
         if command == "train":
             return run_training(options)
+        if command == "benchmark":
+            return run_benchmark_command(options)
         commands = {"demo": _demo, "simulate": _simulate, "register": _register, "segment": _segment}
         return commands[command](options, run)
     except WeakTumourError as error:
@@ -375,6 +379,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_option(command, option)
     _add_models(commands)
     add_train_parser(commands)
+    add_benchmark_parser(commands)
     return parser
 
 

@@ -39,6 +39,11 @@ def dice(predicted: np.ndarray, truth: np.ndarray) -> float:
     return 2.0 * np.count_nonzero(predicted & truth) / total if total else 1.0
 
 
+def ravd(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Relative absolute volume difference (CHAOS), per cent: 100 |A - B| / B. Both empty: 0; the truth alone: inf."""
+    return 100.0 * abs(volume_ratio(predicted, truth) - 1.0)
+
+
 def volume_ratio(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Predicted volume / true volume. Both empty: 1; only the truth empty: inf."""
     _check_shapes(predicted, truth)
@@ -131,14 +136,18 @@ def hd95(predicted: np.ndarray, truth: np.ndarray, spacing_mm: Iterable[float]) 
 
 
 def surface_metrics(predicted: np.ndarray, truth: np.ndarray, spacing_mm: Iterable[float]) -> dict[str, float]:
-    """`assd` and `hd95` for the price of one."""
+    """`assd` and `hd95`, and mssd_mm: the largest symmetric surface distance (Hausdorff), for the price of one."""
     present = bool(predicted.any()), bool(truth.any())
     if not all(present):
         distance = float("inf") if any(present) else 0.0
-        return {"assd_mm": distance, "hd95_mm": distance}
+        return {"assd_mm": distance, "hd95_mm": distance, "mssd_mm": distance}
     forth, back = surface_distances(predicted, truth, spacing_mm)
     mean = (forth[0] @ forth[1] + back[0] @ back[1]) / (forth[1].sum() + back[1].sum())
-    return {"assd_mm": float(mean), "hd95_mm": max(_weighted_percentile(*forth, 95), _weighted_percentile(*back, 95))}
+    return {
+        "assd_mm": float(mean),
+        "hd95_mm": max(_weighted_percentile(*forth, 95), _weighted_percentile(*back, 95)),
+        "mssd_mm": float(max(forth[0].max(), back[0].max())),
+    }
 
 
 def _surface(mask: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,10 +238,11 @@ def evaluate_case(
 
     Both label maps lie on the CT grid: liver parenchyma `liver_value`, one value per tumour; by default every value
     from 2 that either map holds. Whole liver means the parenchyma and all tumours.
-    Returns {"liver": {dice, hd95_mm, assd_mm, centroid_error_mm, volume_ratio},
-             "tumours": [{label, diameter_mm (of a sphere of the true volume), dice, centroid_error_mm, volume_ratio,
-                          coverage_5mm, hd95_mm, assd_mm, centroid_lps_mm}],
-             "field": {folds, folds_share, sd_log_jacobian, max_displacement_mm}      inside the CT's box, or None
+    Returns {"liver": {dice, hd95_mm, assd_mm, mssd_mm, centroid_error_mm, volume_ratio, ravd_percent},
+             "tumours": [{label, diameter_mm (of a sphere of the true volume), the same as of the liver, coverage_5mm,
+                          centroid_lps_mm}],
+             "field": {folds, folds_share, sd_log_jacobian, max_displacement_mm}      inside the CT's box, or None,
+                      {liver_folds, liver_sd_log_jacobian}                            inside the true liver
              "points": {number, mean_mm, median_mm, p95_mm, max_mm}  target registration error, or None}
     Raises ValueError when the grids differ.
     """
@@ -260,7 +270,7 @@ def evaluate_case(
         "points": None,
     }
     if field is not None:
-        result["field"] = field_metrics(field, truth_labels.grid)
+        result["field"] = field_metrics(field, truth_labels.grid, whole_liver[1], grid)
     if field is not None and truth_points is not None and len(truth_points):
         result["points"] = summary_of_points(target_registration_error(field, truth_points))
     return result
@@ -272,6 +282,7 @@ def _mask_metrics(predicted: np.ndarray, truth: np.ndarray, grid: Grid) -> dict[
         **surface_metrics(predicted, truth, grid.spacing),
         "centroid_error_mm": centroid_error_mm(predicted, truth, grid),
         "volume_ratio": volume_ratio(predicted, truth),
+        "ravd_percent": ravd(predicted, truth),
     }
 
 
@@ -284,16 +295,25 @@ def _tumour_metrics(predicted: np.ndarray, truth: np.ndarray, grid: Grid) -> dic
     }
 
 
-def field_metrics(field: DisplacementField, fixed_grid: Grid) -> dict[str, float]:
-    """Folds, SDlogJ and the largest displacement over the field's voxels that lie inside the fixed image."""
-    inside = fixed_grid.contains(field.grid.points())
+def field_metrics(field: DisplacementField, fixed_grid: Grid, liver: np.ndarray, liver_grid: Grid) -> dict[str, float]:
+    """Folds, SDlogJ and the largest displacement over the field's voxels that lie inside the fixed image; folds and
+    SDlogJ inside the liver, a mask on `liver_grid`."""
+    points = field.grid.points()
+    inside = fixed_grid.contains(points)
     jacobian = field.jacobian_determinant()
     number, share = folds(jacobian, inside)
     length = np.linalg.norm(field.displacement_mm[inside], axis=-1)
+    in_liver = liver_grid.contains(points)
+    x, y, z = np.round(liver_grid.world_to_index(points[in_liver])).astype(int).T
+    in_liver[in_liver] = liver[
+        z.clip(0, liver.shape[0] - 1), y.clip(0, liver.shape[1] - 1), x.clip(0, liver.shape[2] - 1)
+    ]
     return {
         "folds": number,
         "folds_share": share,
         "sd_log_jacobian": sd_log_jacobian(jacobian, inside),
+        "liver_folds": folds(jacobian, in_liver)[0],
+        "liver_sd_log_jacobian": sd_log_jacobian(jacobian, in_liver),
         "max_displacement_mm": float(length.max()) if length.size else 0.0,
     }
 

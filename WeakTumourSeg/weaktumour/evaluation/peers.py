@@ -170,13 +170,15 @@ def run_peer(
     start: np.ndarray | None = None,
     options: Mapping[str, object] | None = None,
     ct_window: tuple[float, float] = CT_WINDOW,
+    threads: int | None = None,
     timeout_s: float | None = None,
 ) -> PeerResult:
     """Register moving (MR) to fixed (CT) with another method, in a process of its own.
 
     start: (4, 4) fixed -> moving, LPS mm: the moving image is resampled with it first, and it is part of the field
     that comes back; None: the images as they lie in world space.
-    options: settings of the method itself. ct_window: HU; the CT is clipped to it.
+    options: settings of the method itself. ct_window: HU; the CT is clipped to it. threads: how many its libraries
+    may use; None leaves it to them.
     Raises InputError (unknown method, package missing, unreadable image) and WeakTumourError (the method fails).
     """
     from ..deformation import DisplacementField
@@ -194,10 +196,9 @@ def run_peer(
             "ct_window": list(ct_window),
         }
         (Path(folder) / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
         measured = run_measured(
             [sys.executable, "-m", "weaktumour.evaluation.peers", folder],
-            environment={"PYTHONPATH": path},
+            environment=child_environment(threads),
             timeout_s=timeout_s,
         )
         if measured.returncode != 0:
@@ -216,6 +217,13 @@ def run_peer(
         peak_mb=measured.peak_mb,
         options=dict(options or {}),
     )
+
+
+def child_environment(threads: int | None) -> dict[str, str]:
+    """Variables for a child: where this package is, and how many threads its libraries may start."""
+    path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+    return {"PYTHONPATH": path} | ({} if threads is None else dict.fromkeys(names, str(threads)))
 
 
 # -- the child ----------------------------------------------------------------------------------------------------
