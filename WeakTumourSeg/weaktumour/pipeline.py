@@ -35,6 +35,7 @@ from .progress import Monitor
 from .propagation import Carried, Propagation, propagate_labels, resample_mr
 from .quality import displacement_in_liver, jacobian_in_body, judge_run
 from .registration.alignment import Alignment, Scorer, align
+from .registration.lesions import REACH_MM, Seen, corrected, find_in_ct
 from .registration.prediction import Predicted, predict
 from .registration.preparation import Scan, prepare_ct, prepare_mr
 from .registration.refinement import Composed, Level, RefinementSettings, combine, refine
@@ -131,6 +132,7 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
             registration = _predict(registration, networks.registration, device, monitor)
         with monitor.stage("refinement"):
             registration = _refine(inputs, registration, stages, preset, device, monitor)
+            registration = _follow_visible(inputs, registration, stages, monitor)
         transform = in_world(registration.transform, inputs)
         with monitor.stage("propagation"):
             labels = propagate_labels(inputs.labels, transform, inputs.ct.grid, monitor)
@@ -343,7 +345,8 @@ def _find_ct_liver(
 class Registered:
     """Fixed -> moving: the alignment after the deformation (None: of nothing). grid: that of the result's field.
 
-    predicted: MSCGUNet's field, where it was kept. All of it in the CT's frame; `in_world` turns a field back.
+    predicted: MSCGUNet's field, where it was kept. seen: tumours whose place was taken from the CT. All of it in the
+    CT's frame; `in_world` turns a field back.
     """
 
     alignment: Alignment
@@ -357,6 +360,7 @@ class Registered:
     score_before: float
     score: float
     predicted: Predicted | None = None
+    seen: tuple[Seen, ...] = ()
 
     @cached_property
     def transform(self) -> DisplacementField:
@@ -443,6 +447,44 @@ def _refine(
         monitor=monitor,
     )
     return _judge(start, "refinement", "Refinement", refinement.field, refinement.min_jacobian, monitor)
+
+
+def _follow_visible(inputs: Inputs, registration: Registered, stages: tuple[str, ...], monitor: Monitor) -> Registered:
+    """Tumours that the CT shows are moved to where it shows them."""
+    if "refinement" not in stages or registration.deformation is None:
+        return registration
+    straight = inputs.in_ct_frame()
+    tumours = straight.labels.tumours
+    if not tumours:
+        return registration
+    carried, grid = _carried_roughly(straight.labels, registration.transform)
+    seen = find_in_ct(straight.ct, carried, grid, len(tumours))
+    field = registration.deformation
+    for tumour in seen:
+        field = corrected(field, tumour)
+        monitor.log(
+            f"{tumours[tumour.number].name} can be seen in the CT ({tumour.contrast_hu:+.0f} HU): its place was taken "
+            f"from there, {np.linalg.norm(tumour.shift_mm):.1f} mm from where the registration had put it."
+        )
+    return replace(registration, deformation=field, seen=tuple(seen)) if seen else registration
+
+
+def _carried_roughly(labels: LabelMap, transform: DisplacementField) -> tuple[np.ndarray, Grid]:
+    """(z, y, x) on the transform's grid round the liver, and that grid: 1 liver, 2 and above the tumours in turn."""
+    own = labels.volume.grid
+    codes = np.zeros(int(labels.volume.array.max()) + 1, dtype=np.uint8)
+    codes[[label.value for label in labels.of_role(LIVER)]] = 1
+    codes[[label.value for label in labels.tumours]] = np.arange(len(labels.tumours)) + 2
+    # Where the liver comes to lie: the inverse of the affine part will do for a box.
+    index = np.argwhere(labels.mask(LIVER, TUMOUR))[::97, ::-1]
+    box = transform.best_affine.inverse().transform_points(own.index_to_world(index))
+    last = np.asarray(transform.grid.size) - 1
+    box = transform.grid.index_to_world(np.clip(transform.grid.world_to_index(box), 0, last))
+    grid, part = transform.grid.crop_to(box, 2 * REACH_MM)
+    place = np.round(own.world_to_index(grid.points() + transform.displacement_mm[part])).astype(int)
+    within = ((place >= 0) & (place < own.size)).all(-1)
+    x, y, z = np.where(within[..., None], place, 0).transpose(3, 0, 1, 2)
+    return np.where(within, codes[labels.volume.array[z, y, x]], 0), grid
 
 
 def _judge(
