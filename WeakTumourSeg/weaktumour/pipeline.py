@@ -462,11 +462,15 @@ def _follow_visible(inputs: Inputs, registration: Registered, stages: tuple[str,
     field = registration.deformation
     for tumour in seen:
         field = corrected(field, tumour)
-        monitor.log(
-            f"{tumours[tumour.number].name} can be seen in the CT ({tumour.contrast_hu:+.0f} HU): its place was taken "
-            f"from there, {np.linalg.norm(tumour.shift_mm):.1f} mm from where the registration had put it."
-        )
+        monitor.log(f"{tumours[tumour.number].name}: {_SEEN.format(*_shown(tumour))}")
     return replace(registration, deformation=field, seen=tuple(seen)) if seen else registration
+
+
+_SEEN = "It can be seen in the CT ({:+.0f} HU); its place was taken from there, {:.1f} mm from where it had been put."
+
+
+def _shown(seen: Seen) -> tuple[float, float]:
+    return seen.contrast_hu, float(np.linalg.norm(seen.shift_mm))
 
 
 def _carried_roughly(labels: LabelMap, transform: DisplacementField) -> tuple[np.ndarray, Grid]:
@@ -538,6 +542,7 @@ def _describe(
     """The content of result.json. Timings cover what is done when it is written: all but the report."""
     winner = registration.alignment.winner
     run = judge_run(registration.alignment, registration.score)
+    seen = {inputs.labels.tumours[tumour.number].value: tumour for tumour in registration.seen}
     labels = {
         label.value: results.LabelResult(
             label.name, label.role, propagation.carried[label.value].ct_volume_mm3, _parts(propagation, label.value)
@@ -583,7 +588,10 @@ def _describe(
             displacement_in_liver(registration.transform, registration.moving),
         ),
         labels=labels,
-        tumours=[_tumour(propagation.carried[label.value], propagation) for label in propagation.labels.tumours],
+        tumours=[
+            _tumour(propagation.carried[label.value], propagation, seen.get(label.value))
+            for label in propagation.labels.tumours
+        ],
         run=run,
         timings_s=dict(monitor.seconds),
         models=[
@@ -605,7 +613,7 @@ def _parts(propagation: Propagation, value: int) -> list[results.Component]:
     ]
 
 
-def _tumour(carried: Carried, propagation: Propagation) -> results.TumourResult:
+def _tumour(carried: Carried, propagation: Propagation, seen: Seen | None) -> results.TumourResult:
     volume = propagation.labels.volume
     index = np.argwhere(volume.array == carried.label.value)
     centroid = volume.grid.index_to_world(index[:, ::-1].mean(0)).tolist() if len(index) else None
@@ -619,5 +627,5 @@ def _tumour(carried: Carried, propagation: Propagation) -> results.TumourResult:
         centroid_lps_mm=centroid,
         inside_ct_fraction=carried.inside_ct_fraction,
         verdict="outside_ct" if carried.inside_ct_fraction < 0.5 else "not_assessed",
-        warnings=carried.warnings,
+        warnings=[*carried.warnings, *([_SEEN.format(*_shown(seen))] if seen else [])],
     )
