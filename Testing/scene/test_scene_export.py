@@ -25,7 +25,7 @@ def lpsOfFile(path: Path, index: tuple[int, int, int]) -> np.ndarray:
     return np.array(sitk.ReadImage(str(path)).TransformIndexToPhysicalPoint(index))
 
 
-# -- geometry --------------------------------------------------------------------------------------------------------
+# -- geometry -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("suffix", [".nrrd", ".nii.gz"])
 @pytest.mark.parametrize("transformed", [False, True])
 @pytest.mark.parametrize("oblique", [OBLIQUE, LEFT_HANDED])
@@ -53,7 +53,7 @@ def test_every_voxel_type_can_be_exported(type_, addVolume, tmp_path):
     assert np.array_equal(read_volume(tmp_path / "volume.nrrd", "MRI").array, slicer.util.arrayFromVolume(node))
 
 
-# -- labels ----------------------------------------------------------------------------------------------------------
+# -- labels ---------------------------------------------------------------------------------------------------------
 def masks() -> dict[str, np.ndarray]:
     return {
         "Other organ": box(SHAPE, (0, 4), (0, 4), (0, 4)),
@@ -137,7 +137,7 @@ def test_the_scene_is_left_as_it_was(scene, addVolume, addSegmentation, addTrans
     assert [node.GetMTime() for node in (mr, ct, segmentation.GetSegmentation())] == times
 
 
-# -- roles -----------------------------------------------------------------------------------------------------------
+# -- roles ----------------------------------------------------------------------------------------------------------
 def segment(name: str, code: str | None = None) -> object:
     made = slicer.vtkSegment()
     made.SetName(name)
@@ -195,7 +195,7 @@ def test_a_neoplasm_keeps_its_own_code():
     assert roles.terminologyFor(segment("t", "85756007"), roles.TUMOUR).type.value == "4147007"
 
 
-# -- refusals --------------------------------------------------------------------------------------------------------
+# -- refusals -------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def good(addVolume, addSegmentation) -> RunInputs:
     mr = addVolume(pattern(SHAPE, 0, 800), name="MR")

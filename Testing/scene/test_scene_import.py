@@ -66,7 +66,7 @@ def voxelsOnCT(segmentation, ct) -> np.ndarray:
     return np.vectorize(lambda value: order.get(value, 0))(voxels)
 
 
-# -- segmentation ----------------------------------------------------------------------------------------------------
+# -- segmentation ---------------------------------------------------------------------------------------------------
 def test_the_segmentation_is_the_label_map_voxel_by_voxel(result, inputs):
     nodes, _transform, folder = result
     file = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "ct_labels.nii.gz")))
@@ -127,7 +127,7 @@ def test_nodes_stand_beside_the_ct_in_its_study(scene, inputs, tmp_path):
         assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
 
 
-# -- registered MRI --------------------------------------------------------------------------------------------------
+# -- registered MRI -------------------------------------------------------------------------------------------------
 def test_the_registered_mri_lies_on_the_ct(result, inputs):
     nodes = result[0]
     assert np.array_equal(
@@ -136,7 +136,7 @@ def test_the_registered_mri_lies_on_the_ct(result, inputs):
     assert np.allclose(geometry.ijkToWorld(nodes.registeredMR), geometry.ijkToWorld(inputs.ct))
 
 
-# -- transform -------------------------------------------------------------------------------------------------------
+# -- transform ------------------------------------------------------------------------------------------------------
 def worldPointsOfCT(ct, count: int = 40) -> np.ndarray:
     index = np.random.default_rng(1).uniform(0, np.array(geometry.sizeOf(ct)) - 1, (count, 3))
     return geometry.transformPoints(geometry.ijkToWorld(ct), index)
@@ -192,7 +192,7 @@ def test_everything_survives_saving_the_scene(scene, result, inputs, tmp_path):
     assertShownOnCT(scene_import.showRegistered(again), transform, points)
 
 
-# -- show registered -------------------------------------------------------------------------------------------------
+# -- show registered ------------------------------------------------------------------------------------------------
 def assertShownOnCT(shown, transform: sitk.Transform, points: np.ndarray) -> None:
     """What the file says belongs to a point of the CT is shown there. points: CT, world RAS mm, as at the run."""
     toWorld = vtk.vtkGeneralTransform()
@@ -220,7 +220,7 @@ def test_a_moved_mri_does_not_move_what_is_shown(result, inputs, addTransform):
     assertShownOnCT(scene_import.showRegistered(nodes), transform, worldPointsOfCT(inputs.ct))
 
 
-# -- more than one run, and none -------------------------------------------------------------------------------------
+# -- more than one run, and none ------------------------------------------------------------------------------------
 def test_a_second_run_leaves_the_first(result, inputs):
     nodes, _transform, folder = result
     before = voxelsOnCT(nodes.segmentation, inputs.ct)

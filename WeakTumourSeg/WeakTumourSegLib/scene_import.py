@@ -49,7 +49,7 @@ class ResultNodes:
     registeredMR: slicer.vtkMRMLScalarVolumeNode | None
 
 
-# -- results to nodes ------------------------------------------------------------------------------------------------
+# -- results to nodes -----------------------------------------------------------------------------------------------
 def importResult(
     folder: Path, runId: str, inputs: RunInputs, movingToWorld: np.ndarray, labels: Sequence[SegmentLabel] = ()
 ) -> ResultNodes:
@@ -140,7 +140,7 @@ def placeBeside(node: slicer.vtkMRMLNode, other: slicer.vtkMRMLNode) -> None:
         hierarchy.CreateItem(parent, node)
 
 
-# -- segmentation ----------------------------------------------------------------------------------------------------
+# -- segmentation ---------------------------------------------------------------------------------------------------
 def _fillSegmentation(
     node: slicer.vtkMRMLSegmentationNode,
     folder: Path,
@@ -204,7 +204,7 @@ def _unnamed(value: int) -> SegmentLabel:
     )
 
 
-# -- images ----------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------
 def _readOnCT(path: Path, ct: slicer.vtkMRMLScalarVolumeNode) -> np.ndarray:
     """The voxels (k, j, i) of a file that must lie exactly on the CT as it stood at the run."""
     import SimpleITK as sitk
@@ -244,7 +244,7 @@ def _fillRegisteredMR(node: slicer.vtkMRMLScalarVolumeNode, path: Path, inputs: 
         target.SetWindowLevel(source.GetWindow(), source.GetLevel())
 
 
-# -- transform -------------------------------------------------------------------------------------------------------
+# -- transform ------------------------------------------------------------------------------------------------------
 def readTransform(path: Path, node: slicer.vtkMRMLTransformNode) -> None:
     """Put a displacement field file (fixed -> moving, LPS mm) on a node, as its transform from parent (RAS)."""
     import SimpleITK as sitk
@@ -278,7 +278,7 @@ def gridTransform(field: sitk.Image) -> slicer.vtkOrientedGridTransform:
     return transform
 
 
-# -- what is in the scene --------------------------------------------------------------------------------------------
+# -- what is in the scene -------------------------------------------------------------------------------------------
 def _nodesOfKind(kind: str, runId: str | None = None) -> list[slicer.vtkMRMLNode]:
     scene = slicer.mrmlScene
     nodes = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())]
@@ -306,7 +306,7 @@ def resultOf(segmentationNode: slicer.vtkMRMLSegmentationNode | None) -> ResultN
     return ResultNodes(runId, segmentationNode, first(TRANSFORM), first(REGISTERED_MR))
 
 
-# -- show registered -------------------------------------------------------------------------------------------------
+# -- show registered ------------------------------------------------------------------------------------------------
 def showRegistered(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
     """A copy of the MRI that the result transform carries onto the CT; the MRI itself stays where it is.
 
