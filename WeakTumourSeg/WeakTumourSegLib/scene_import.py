@@ -22,7 +22,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 
 from weaktumour.errors import InputError
 
-from . import geometry, roles
+from . import geometry, roles, tumour_table
 from .scene_export import RunInputs, SegmentLabel
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 # Attributes and references that tie the nodes of a run together; they are saved with the scene.
 RUN_ATTRIBUTE = "WeakTumourSeg.Run"
 KIND_ATTRIBUTE = "WeakTumourSeg.Kind"
-RESULT_ATTRIBUTE = "WeakTumourSeg.Result"
 MOVING_TO_WORLD_ATTRIBUTE = "WeakTumourSeg.MovingToWorld"
-LABEL_TAG = "WeakTumourSeg.Label"
+LABEL_TAG, RESULT_ATTRIBUTE = tumour_table.LABEL_TAG, tumour_table.RESULT_ATTRIBUTE
 SEGMENTATION, TRANSFORM, REGISTERED_MR, SHOWN = "segmentation", "transform", "registeredMR", "shown"
 FIXED_ROLE, MOVING_ROLE, MOVING_SEGMENTATION_ROLE = "spatialFixed", "spatialMoving", "weakTumourSegMRSegmentation"
 _SAME_PLACE_MM = 0.01
@@ -60,12 +59,13 @@ def importResult(
     """
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     suffix = _number(runId)
-    with _allOrNothing() as add:
+    with allOrNothing() as add:
         segmentation = add(
             "vtkMRMLSegmentationNode", _("{ct} liver and tumours {run}").format(ct=inputs.ct.GetName(), run=suffix)
         )
         _fillSegmentation(segmentation, folder, inputs.ct, labels)
         segmentation.SetAttribute(RESULT_ATTRIBUTE, json.dumps(_kept(result)))
+        tumour_table.markComputed(segmentation)
         transform = add(
             "vtkMRMLTransformNode",
             _("{ct} to {mr} {run}").format(ct=inputs.ct.GetName(), mr=inputs.mr.GetName(), run=suffix),
@@ -101,7 +101,7 @@ def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _allOrNothing() -> Iterator[Any]:
+def allOrNothing() -> Iterator[Any]:
     """Yields add(className, name) -> node; when the block raises, all nodes that it added are taken out again."""
     scene = slicer.mrmlScene
     before = {scene.GetNthNode(index).GetID() for index in range(scene.GetNumberOfNodes())}
@@ -147,20 +147,33 @@ def _fillSegmentation(
     ct: slicer.vtkMRMLScalarVolumeNode,
     labels: Sequence[SegmentLabel],
 ) -> None:
-    node.CreateDefaultDisplayNodes()
-    # The parent first: the reference geometry is that of the CT as seen from there.
-    node.SetAndObserveTransformNodeID(ct.GetTransformNodeID())
-    node.SetReferenceImageGeometryParameterFromVolumeNode(ct)
-    voxels = _readOnCT(folder / "ct_labels.nii.gz", ct)
+    _lieOn(node, ct)
     described = {label.value: label for label in (*_labelsOf(folder / "labels.json"), *labels)}
-    # One layer for all segments, of the size that they need: small, and quick to edit.
+    _addSegments(node, _readOnCT(folder / "ct_labels.nii.gz", ct), ct, described)
+
+
+def _lieOn(node: slicer.vtkMRMLSegmentationNode, volume: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Geometry, parent transform and display of a segmentation that belongs to a volume."""
+    node.CreateDefaultDisplayNodes()
+    # The parent first: the reference geometry is that of the volume as seen from there.
+    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+
+
+def _addSegments(
+    node: slicer.vtkMRMLSegmentationNode,
+    voxels: np.ndarray,
+    volume: slicer.vtkMRMLScalarVolumeNode,
+    described: Mapping[int, SegmentLabel],
+) -> None:
+    """A segment for each value of a label map (k, j, i) on the volume's grid."""
     occupied = np.argwhere(voxels)
     if not len(occupied):
         return
+    # One label map for all segments, of the size that they need: small, and quick to edit.
     low, high = occupied.min(0), occupied.max(0) + 1
     box = np.ascontiguousarray(voxels[low[0] : high[0], low[1] : high[1], low[2] : high[2]])
-    image = geometry.orientedImage(box, geometry.ijkToNode(ct), tuple(low[::-1]))
-    segmentation = node.GetSegmentation()
+    image = geometry.orientedImage(box, geometry.ijkToNode(volume), tuple(low[::-1]))
     for value in (int(value) for value in np.unique(box) if value):
         label = described.get(value) or _unnamed(value)
         segment = slicer.vtkSegment()
@@ -170,9 +183,10 @@ def _fillSegmentation(
         segment.SetTag(segment.GetTerminologyEntryTagName(), label.terminology.serialize())
         segment.SetTag(LABEL_TAG, str(value))
         segment.AddRepresentation(binaryLabelmap(), image)
-        segmentation.AddSegment(segment, f"{label.role}_{value}")
+        segmentId = f"{label.role}_{value}"
+        node.GetSegmentation().AddSegment(segment, segmentId)
         if label.role == roles.LIVER:  # tumours are looked for inside it
-            node.GetDisplayNode().SetSegmentOpacity2DFill(f"{label.role}_{value}", 0.3)
+            node.GetDisplayNode().SetSegmentOpacity2DFill(segmentId, 0.3)
 
 
 def binaryLabelmap() -> str:
@@ -242,6 +256,32 @@ def _fillRegisteredMR(node: slicer.vtkMRMLScalarVolumeNode, path: Path, inputs: 
     if source is not None and target is not None:
         target.SetAutoWindowLevel(source.GetAutoWindowLevel())
         target.SetWindowLevel(source.GetWindow(), source.GetLevel())
+
+
+def readVolume(path: Path, node: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLScalarVolumeNode:
+    """Fill a new volume node from a file, and return it."""
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(path))
+    toLPS = np.eye(4)
+    toLPS[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    toLPS[:3, 3] = image.GetOrigin()
+    node.SetAndObserveImageData(geometry.plainImage(sitk.GetArrayFromImage(image)))
+    node.SetIJKToRASMatrix(geometry.arrayToMatrix(geometry.RAS_TO_LPS @ toLPS))
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def readSegmentation(
+    path: Path, labelsJson: Path, volume: slicer.vtkMRMLScalarVolumeNode, node: slicer.vtkMRMLSegmentationNode
+) -> slicer.vtkMRMLSegmentationNode:
+    """Fill a new segmentation node from a label map on the grid of a volume, and return it."""
+    import SimpleITK as sitk
+
+    _lieOn(node, volume)
+    described = {label.value: label for label in _labelsOf(labelsJson)}
+    _addSegments(node, sitk.GetArrayFromImage(sitk.ReadImage(str(path))), volume, described)
+    return node
 
 
 # -- transform ------------------------------------------------------------------------------------------------------
@@ -320,7 +360,7 @@ def showRegistered(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
     if moving is None or result.transform is None:
         raise InputError(_("The MRI or the transform of this result is no longer in the scene."))
     movingToWorld = np.array(json.loads(result.transform.GetAttribute(MOVING_TO_WORLD_ATTRIBUTE)))
-    with _allOrNothing() as add:
+    with allOrNothing() as add:
         parent = add("vtkMRMLTransformNode", _("{mr} at the run").format(mr=moving.GetName()))
         parent.SetMatrixTransformToParent(geometry.arrayToMatrix(movingToWorld))
         parent.SetAndObserveTransformNodeID(result.transform.GetID())
