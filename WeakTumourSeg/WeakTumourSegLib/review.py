@@ -78,7 +78,7 @@ def checkerboard(ct: slicer.vtkMRMLScalarVolumeNode, mr: slicer.vtkMRMLScalarVol
     first, second = _greyValues(ct), _greyValues(mr)
     spacing = np.array(ct.GetSpacing())
     squares = [
-        np.floor(np.arange(count) * step / _SQUARE_MM).astype(int)
+        np.floor(np.arange(count) * step / _SQUARE_MM + 1e-6).astype(int)
         for count, step in zip(first.shape[::-1], spacing, strict=True)
     ]
     i, j, k = squares
