@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "WeakTumourSeg"))
 if "slicer.i18n" not in sys.modules and importlib.util.find_spec("slicer.i18n") is None:
     # The application's translations; slicer-core comes without.
     i18n = types.ModuleType("slicer.i18n")
-    i18n.tr = lambda text: text
+    i18n.tr, i18n.translate = (lambda text: text), (lambda context, text: text)
     sys.modules["slicer.i18n"] = slicer.i18n = i18n
 
 
