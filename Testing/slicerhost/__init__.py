@@ -1,0 +1,27 @@
+"""A headless host for the Slicer module: what a test needs of 3D Slicer, on the real MRML libraries.
+
+``slicerhost.start()`` makes ``slicer``, ``qt`` and ``ctk`` importable as they are inside Slicer. README.md says what
+is real here, what is a stand-in and what is missing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from slicerhost.host import SlicerHost
+
+
+def missing_packages() -> str:
+    """Why the host cannot run here, or an empty string; looks without importing."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("slicer_core", "PySide6") if find_spec(name) is None]
+    return f"needs {' and '.join(missing)}: pip install -e '.[slicer]'" if missing else ""
+
+
+def start() -> SlicerHost:
+    """The host of this process, started at the first call (about 2 s). There can be only one, as there is one qt."""
+    from slicerhost.host import SlicerHost
+
+    return SlicerHost.instance()

@@ -1,0 +1,169 @@
+"""The MRML scene with its logics, as the application wires them, and the reading and writing of files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import slicer
+import vtk
+
+# By the name of the Slicer module that owns the logic. Colors first: the others look for default colour tables.
+LOGICS = {
+    "Colors": "vtkSlicerColorLogic",
+    "Units": "vtkSlicerUnitsLogic",
+    "Terminologies": "vtkSlicerTerminologiesModuleLogic",
+    "SubjectHierarchy": "vtkSlicerSubjectHierarchyModuleLogic",
+    "Cameras": "vtkSlicerCamerasModuleLogic",
+    "Volumes": "vtkSlicerVolumesLogic",
+    "Models": "vtkSlicerModelsLogic",
+    "Transforms": "vtkSlicerTransformLogic",
+    "Segmentations": "vtkSlicerSegmentationsModuleLogic",
+    "Markups": "vtkSlicerMarkupsLogic",
+    "Tables": "vtkSlicerTablesLogic",
+    "Texts": "vtkSlicerTextsLogic",
+    "CropVolume": "vtkSlicerCropVolumeLogic",
+    "VolumeRendering": "vtkSlicerVolumeRenderingLogic",
+}
+
+
+def make_scene(home: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """A scene, its application logic and the modules' logics; the last must be kept, VTK only points at them."""
+    scene = slicer.vtkMRMLScene()
+    logics = {"RemoteIO": slicer.vtkMRMLRemoteIOLogic(), "DataIOManager": slicer.vtkDataIOManagerLogic()}
+    application_logic = slicer.vtkSlicerApplicationLogic()
+    application_logic.SetHomeDirectory(str(home))
+    application_logic.SetTemporaryPath(str(home / "temporary"))
+    # slicer-core has no share/ folder: the logics say that they miss their colour and terminology files.
+    vtk.vtkObject.GlobalWarningDisplayOff()
+    try:
+        application_logic.SetMRMLScene(scene)
+        _set_up_files(scene, application_logic, home, logics["RemoteIO"], logics["DataIOManager"])
+        slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance().SetMRMLApplicationLogic(application_logic)
+        slicer.vtkMRMLThreeDViewDisplayableManagerFactory.GetInstance().SetMRMLApplicationLogic(application_logic)
+        for name, class_name in LOGICS.items():
+            logics[name] = logic = getattr(slicer, class_name)()
+            logic.SetMRMLApplicationLogic(application_logic)
+            logic.SetMRMLScene(scene)
+            application_logic.SetModuleLogic(name, logic)
+        application_logic.SetColorLogic(logics["Colors"])
+    finally:
+        vtk.vtkObject.GlobalWarningDisplayOn()
+    return scene, application_logic, logics
+
+
+def _set_up_files(scene: Any, application_logic: Any, home: Path, remote: Any, manager: Any) -> None:
+    """Without a cache folder the scene reads no .mrb."""
+    cache = home / "cache"
+    cache.mkdir()
+    remote.GetCacheManager().SetRemoteCacheDirectory(str(cache))
+    manager.SetMRMLApplicationLogic(application_logic)
+    manager.SetAndObserveDataIOManager(remote.GetDataIOManager())
+    application_logic.SetMRMLSceneDataIO(scene, remote, manager)
+    remote.SetMRMLScene(scene)
+
+
+class qSlicerCoreIOManager:
+    """Reads and writes by the file's ending: what slicer.util's load and save functions need."""
+
+    READERS = (
+        ("SceneFile", (".mrb", ".mrml")),
+        ("SegmentationFile", (".seg.nrrd", ".seg.nhdr", ".seg.vtm", ".stl", ".obj")),
+        ("TransformFile", (".h5", ".hdf5", ".tfm", ".mat", ".txt")),
+        ("MarkupsFile", (".mrk.json", ".fcsv")),
+        ("TableFile", (".csv", ".tsv")),
+        ("ModelFile", (".vtk", ".vtp", ".ply")),
+        ("VolumeFile", (".nrrd", ".nhdr", ".nii.gz", ".nii", ".mha", ".mhd")),
+    )
+
+    def __init__(self, scene: Any, logics: dict[str, Any]):
+        self._scene, self._logics = scene, logics
+
+    def fileType(self, filename: str) -> str:
+        endings = ((kind, ending) for kind, all_endings in self.READERS for ending in all_endings)
+        return next((kind for kind, ending in endings if str(filename).lower().endswith(ending)), "NoFile")
+
+    def loadNodes(self, file_type: str, properties: dict, loaded: Any = None, messages: Any = None) -> bool:
+        path = properties["fileName"]
+        if file_type == "SceneFile":
+            return self._load_scene(path, clear=properties.get("clear", False))
+        readers = {
+            "VolumeFile": self._load_volume,
+            "SegmentationFile": lambda p, _: self._logics["Segmentations"].LoadSegmentationFromFile(p, True),
+            "TransformFile": lambda p, _: self._logics["Transforms"].AddTransform(p, self._scene),
+            "MarkupsFile": lambda p, _: self._scene.GetNodeByID(self._logics["Markups"].LoadMarkups(p, "") or ""),
+            "TableFile": lambda p, _: self._logics["Tables"].AddTable(p),
+            "ModelFile": lambda p, _: self._logics["Models"].AddModel(p),
+        }
+        if file_type not in readers or not os.path.exists(path):
+            return False
+        node = readers[file_type](path, properties)
+        if node is None:
+            return False
+        if properties.get("name"):
+            node.SetName(properties["name"])
+        if loaded is not None:
+            loaded.AddItem(node)
+        return True
+
+    def _load_volume(self, path: str, properties: dict) -> Any:
+        name = properties.get("name") or os.path.basename(path).split(".")[0]
+        logic = self._logics["Volumes"]
+        node = logic.AddArchetypeVolume(path, name, 1 if properties.get("labelmap") else 0)
+        if node is not None and properties.get("show", True) and not node.IsA("vtkMRMLLabelMapVolumeNode"):
+            selection = slicer.app.applicationLogic().GetSelectionNode()
+            selection.SetActiveVolumeID(node.GetID())
+            slicer.app.applicationLogic().PropagateVolumeSelection()
+        return node
+
+    def _load_scene(self, path: str, clear: bool) -> bool:
+        if not os.path.exists(path):
+            return False
+        if path.lower().endswith(".mrb"):
+            return bool(self._scene.ReadFromMRB(path, clear))
+        self._scene.SetURL(path)
+        return bool(self._scene.Connect() if clear else self._scene.Import())
+
+    def saveNodes(self, file_type: str, properties: dict, messages: Any = None) -> bool:
+        path = properties["fileName"]
+        if file_type == "SceneFile":
+            return self._save_scene(path)
+        node = self._scene.GetNodeByID(properties["nodeID"])
+        if node.GetStorageNode() is None:
+            node.AddDefaultStorageNode()
+        node.GetStorageNode().SetFileName(str(path))
+        return bool(node.GetStorageNode().WriteData(node))
+
+    def _save_scene(self, path: str) -> bool:
+        if path.lower().endswith(".mrb"):
+            return bool(self._scene.WriteToMRB(path, None))
+        if path.lower().endswith(".mrml"):
+            self._scene.SetURL(path)
+            return bool(self._scene.Commit())
+        return bool(slicer.app.applicationLogic().SaveSceneToSlicerDataBundleDirectory(path, None))
+
+    def exportNodes(self, node_ids: list, paths: list, properties: dict, harden: bool, messages: Any = None) -> bool:
+        if harden:
+            raise NotImplementedError("the test host does not export in the world coordinate system")
+        written = []
+        for node_id, path in zip(node_ids, paths, strict=True):
+            node = self._scene.GetNodeByID(node_id)
+            storage = node.CreateDefaultStorageNode()
+            storage.UnRegister(None)
+            storage.SetFileName(str(path))
+            written.append(bool(storage.WriteData(node)))
+        return all(written)
+
+    def fileWriterFileType(self, node: Any, file_format: str = "") -> str:
+        return "NodeFile"
+
+    def extractKnownExtension(self, filename: str, node: Any) -> str:
+        endings = [ending for _, all_endings in self.READERS for ending in all_endings]
+        return max((e for e in endings if str(filename).lower().endswith(e)), key=len, default="")
+
+    def fileWriterExtensions(self, node: Any) -> list[str]:
+        storage = node.CreateDefaultStorageNode()
+        storage.UnRegister(None)
+        types = storage.GetSupportedWriteFileTypes()
+        return [types.GetValue(i) for i in range(types.GetNumberOfValues())]
