@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import ctk
 import qt
 import slicer
 import vtk
@@ -117,6 +118,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.uncertaintyComboBox.enabled = workerAccepts("uncertainty")
         if not workerAccepts("uncertainty"):
             self.ui.uncertaintyComboBox.toolTip = _("This version does not assess the uncertainty yet.")
+        self.ui.workingFolderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Writable
         self.ui.workingFolderEdit.currentPath = slicer.util.settingsValue(f"{_SETTINGS}/workingFolder", "")
 
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)

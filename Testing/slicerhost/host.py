@@ -46,7 +46,17 @@ class SlicerHost:
         import slicer
         import slicer.util
 
-        from slicerhost import ctk_widgets, dialogs, layout, main_window, modules, mrml_widgets, scene, segment_editor, uiloader
+        from slicerhost import (
+            ctk_widgets,
+            dialogs,
+            layout,
+            main_window,
+            modules,
+            mrml_widgets,
+            scene,
+            segment_editor,
+            uiloader,
+        )
         from slicerhost.application import qSlicerApplication
         from slicerhost.standin import STAND_INS
 
