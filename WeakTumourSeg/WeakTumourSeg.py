@@ -123,6 +123,8 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        # After the node selectors, which take in the loaded nodes at the same event.
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport, priority=-1.0)
         self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
         self.ui.installTorchButton.connect("clicked(bool)", self.onInstallTorch)
         self.ui.importModelHintButton.connect("clicked(bool)", lambda checked=False: self.modelsPanel.chooseAndImport())
@@ -168,6 +170,10 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.parent.isEntered:
             self.initializeParameterNode()
 
+    def onSceneEndImport(self, caller, event):
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
     # -- parameters -------------------------------------------------------------------------------------------------
     def initializeParameterNode(self):
         """Use the scene's parameter node; where nothing is chosen yet, the first volumes are."""
@@ -188,7 +194,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if parameters is None:
             return
         self.rolesPanel.show(parameters.mrSegmentation)
-        self.ui.rolesLabel.visible = self.ui.rolesTable.visible
+        self.ui.rolesLabel.visible = parameters.mrSegmentation is not None
         self.modelsPanel.choose("registration", parameters.registrationModel)
         self.modelsPanel.choose("segmentation", parameters.segmentationModel)
         if parameters.result is not self.resultPanel.node:

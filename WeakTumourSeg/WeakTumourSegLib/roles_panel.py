@@ -26,7 +26,7 @@ class RolesPanel:
     def show(self, node: slicer.vtkMRMLSegmentationNode | None) -> None:
         self._node = node
         segments = roles.segmentsOf(node) if node is not None else []
-        self._table.setVisible(bool(segments))
+        self._table.setVisible(node is not None)
         self._table.setRowCount(len(segments))
         for row, (segmentId, segment) in enumerate(segments):
             self._table.setItem(row, 0, qt.QTableWidgetItem(segment.GetName()))
