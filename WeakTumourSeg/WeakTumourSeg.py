@@ -106,7 +106,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # -- life -------------------------------------------------------------------------------------------------------
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
-        uiWidget = slicer.util.loadUI(self.resourcePath("UI/WeakTumourSeg.ui"))
+        self._uiWidget = uiWidget = slicer.util.loadUI(self.resourcePath("UI/WeakTumourSeg.ui"))
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
@@ -144,6 +144,8 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.segmentEditorWidget.setMRMLSegmentEditorNode(None)
         self.setParameterNode(None)
         self.removeObservers()
+        # A reload only hides the old panel: its selectors must not go on following the scene.
+        self._uiWidget.setMRMLScene(None)
 
     def enter(self):
         self.initializeParameterNode()
