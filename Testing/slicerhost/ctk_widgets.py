@@ -6,7 +6,7 @@ import sys
 import types
 
 from PySide6.QtCore import Property, QEvent, Qt, Signal
-from PySide6.QtGui import QIcon
+from PySide6.QtGui import QColor, QIcon
 from PySide6.QtWidgets import (
     QAbstractButton,
     QCheckBox,
@@ -62,7 +62,7 @@ class ctkCollapsibleButton(QAbstractButton):
         self.setChecked(True)
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
         self.setContentsMargins(0, self._header_height(), 0, 0)
-        self.toggled.connect(lambda checked: self.setCollapsed(not checked))
+        self.toggled.connect(lambda checked: self._set_collapsed(not checked))
 
     def _header_height(self) -> int:
         return self.fontMetrics().height() + 8
@@ -70,7 +70,7 @@ class ctkCollapsibleButton(QAbstractButton):
     def _is_collapsed(self) -> bool:
         return self._collapsed
 
-    def setCollapsed(self, collapsed: bool) -> None:
+    def _set_collapsed(self, collapsed: bool) -> None:
         if collapsed == self._collapsed:
             return
         self._collapsed = collapsed
@@ -85,7 +85,7 @@ class ctkCollapsibleButton(QAbstractButton):
         self.updateGeometry()
         self.contentsCollapsed.emit(collapsed)
 
-    collapsed = Property(bool, _is_collapsed, setCollapsed)
+    collapsed = Property(bool, _is_collapsed, _set_collapsed)
 
     def _hide_children(self) -> None:
         """Remembers which: a child that was hidden on purpose must not come back with its section."""
@@ -135,10 +135,10 @@ class ctkCollapsibleGroupBox(QGroupBox):
     def _is_collapsed(self) -> bool:
         return not self.isChecked()
 
-    def setCollapsed(self, collapsed: bool) -> None:
+    def _set_collapsed(self, collapsed: bool) -> None:
         self.setChecked(not collapsed)
 
-    collapsed = Property(bool, _is_collapsed, setCollapsed)
+    collapsed = Property(bool, _is_collapsed, _set_collapsed)
 
 
 @stands_in()
@@ -203,10 +203,10 @@ class ctkPathLineEdit(QWidget):
     def _browse_shown(self) -> bool:
         return not self._browse_button.isHidden()
 
-    def setShowBrowseButton(self, shown: bool) -> None:
+    def _show_browse(self, shown: bool) -> None:
         self._browse_button.setVisible(shown)
 
-    showBrowseButton = Property(bool, _browse_shown, setShowBrowseButton)
+    showBrowseButton = Property(bool, _browse_shown, _show_browse)
 
     def browse(self) -> None:
         if self._filters & self.Files:
@@ -280,9 +280,6 @@ class ctkDoubleSpinBox(QWidget):
     def setValue(self, value: float) -> None:
         self._spin.setValue(value)
 
-    def setRange(self, minimum: float, maximum: float) -> None:
-        self._spin.setRange(minimum, maximum)
-
 
 class _SliderOfFloats(QSlider):
     """A QSlider whose integers span a range of floats."""
@@ -338,18 +335,13 @@ class ctkDoubleSlider(QWidget):
     def setValue(self, value: float) -> None:
         self._slider._set_float(value)
 
-    def setMinimum(self, minimum: float) -> None:
-        self._slider._set_limits(minimum, self._slider._high)
-
-    def setMaximum(self, maximum: float) -> None:
-        self._slider._set_limits(self._slider._low, maximum)
-
-    def setRange(self, minimum: float, maximum: float) -> None:
-        self._slider._set_limits(minimum, maximum)
-
     value = Property(float, lambda self: self._slider._float, setValue)
-    minimum = Property(float, lambda self: self._slider._low, setMinimum)
-    maximum = Property(float, lambda self: self._slider._high, setMaximum)
+    minimum = Property(
+        float, lambda self: self._slider._low, lambda self, low: self._slider._set_limits(low, self._slider._high)
+    )
+    maximum = Property(
+        float, lambda self: self._slider._high, lambda self, high: self._slider._set_limits(self._slider._low, high)
+    )
 
 
 @stands_in()
@@ -378,7 +370,7 @@ class ctkSliderWidget(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._slider)
         layout.addWidget(self._spin)
-        self.setRange(0.0, 100.0)
+        self._set_range(0.0, 100.0)
         self._slider.floatChanged.connect(self._spin.setValue)
         self._spin.valueChanged.connect(self._spin_changed)
 
@@ -395,20 +387,18 @@ class ctkSliderWidget(QWidget):
     def setDecimals(self, decimals: int) -> None:
         self._spin.setDecimals(decimals)
 
-    def setMinimum(self, minimum: float) -> None:
-        self.setRange(minimum, max(minimum, self.maximum))
+    def _set_minimum(self, minimum: float) -> None:
+        self._set_range(minimum, max(minimum, self.maximum))
 
-    def setMaximum(self, maximum: float) -> None:
-        self.setRange(min(maximum, self.minimum), maximum)
+    def _set_maximum(self, maximum: float) -> None:
+        self._set_range(min(maximum, self.minimum), maximum)
 
-    def setRange(self, minimum: float, maximum: float) -> None:
+    def _set_range(self, minimum: float, maximum: float) -> None:
         self._slider._set_limits(minimum, maximum)
         self._spin.setRange(minimum, maximum)
 
-    minimum = forwarded(float, "_spin", "minimum", "setMinimum")
-    maximum = forwarded(float, "_spin", "maximum", "setMaximum")
-    minimum = minimum.setter(setMinimum)
-    maximum = maximum.setter(setMaximum)
+    minimum = Property(float, lambda self: self._spin.minimum, _set_minimum)
+    maximum = Property(float, lambda self: self._spin.maximum, _set_maximum)
 
     def _spin_shown(self) -> bool:
         return not self._spin.isHidden()
@@ -476,3 +466,86 @@ class ctkFittedTextBrowser(QTextBrowser):
 
     def setCollapsiblePlainText(self, text: str) -> None:
         self.setPlainText(text)
+
+
+@stands_in()
+class ctkCheckablePushButton(QPushButton):
+    """Here a push button without the check box beside its text."""
+
+    checkBoxControlsButtonToggleState = stored(bool, True)
+
+
+@stands_in()
+class ctkColorPickerButton(QPushButton):
+    colorChanged = Signal(QColor)
+    displayColorName = stored(bool, True)
+
+    def __init__(self, parent: QWidget | None = None):
+        super().__init__(parent)
+        self._color = QColor("black")
+
+    def setColor(self, color: QColor) -> None:
+        if color != self._color:
+            self._color = color
+            self.colorChanged.emit(color)
+
+    color = Property(QColor, lambda self: self._color, setColor)
+
+
+class _TwoValues(QWidget):
+    """What the widgets for a range of values have in common: two spin boxes, the lower never above the upper."""
+
+    def __init__(self, parent: QWidget | None = None):
+        super().__init__(parent)
+        self._low, self._high = QDoubleSpinBox(self), QDoubleSpinBox(self)
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._low)
+        layout.addWidget(self._high)
+        self._high.setValue(99.0)
+        self._low.valueChanged.connect(lambda _: self._changed(self._low))
+        self._high.valueChanged.connect(lambda _: self._changed(self._high))
+
+    def _changed(self, moved: QDoubleSpinBox) -> None:
+        other = self._high if moved is self._low else self._low
+        if self._low.value > self._high.value:
+            other.setValue(moved.value)
+        self.valuesChanged.emit(self._low.value, self._high.value)
+
+    def _set_values(self, low: float, high: float) -> None:
+        self._low.setValue(low)
+        self._high.setValue(high)
+
+    def _set_limits(self, minimum: float, maximum: float) -> None:
+        self._low.setRange(minimum, maximum)
+        self._high.setRange(minimum, maximum)
+
+
+@stands_in()
+class ctkRangeWidget(_TwoValues):
+    valuesChanged = Signal(float, float)
+    decimals = stored(int, 2)
+    singleStep = stored(float, 1.0)
+    minimumValue = forwarded(float, "_low", "value", "setValue")
+    maximumValue = forwarded(float, "_high", "value", "setValue")
+    minimum = Property(float, lambda self: self._low.minimum, lambda self, v: self._set_limits(v, self._low.maximum))
+    maximum = Property(float, lambda self: self._low.maximum, lambda self, v: self._set_limits(self._low.minimum, v))
+
+    def setValues(self, low: float, high: float) -> None:
+        self._set_values(low, high)
+
+    def setRange(self, minimum: float, maximum: float) -> None:
+        self._set_limits(minimum, maximum)
+
+
+@stands_in()
+class ctkDoubleRangeSlider(_TwoValues):
+    valuesChanged = Signal(float, float)
+    singleStep = stored(float, 1.0)
+    minimumValue = forwarded(float, "_low", "value", "setValue")
+    maximumValue = forwarded(float, "_high", "value", "setValue")
+    minimum = Property(float, lambda self: self._low.minimum, lambda self, v: self._set_limits(v, self._low.maximum))
+    maximum = Property(float, lambda self: self._low.maximum, lambda self, v: self._set_limits(self._low.minimum, v))
+
+    def setValues(self, low: float, high: float) -> None:
+        self._set_values(low, high)

@@ -11,6 +11,7 @@ from typing import Any
 import slicer
 import vtk
 from PySide6.QtCore import Property, QObject, Signal
+from PySide6.QtWidgets import QWidget
 
 from slicerhost.mrml_widgets import qMRMLWidget
 from slicerhost.standin import stands_in
@@ -20,7 +21,7 @@ VIEW_SIZE = 400  # pixels; the views of a Slicer window on a small screen
 
 
 @stands_in()
-class qMRMLSliceView(qMRMLWidget):
+class qMRMLSliceView(QWidget):
     def __init__(self, logic: Any):
         super().__init__()
         self._logic = logic
@@ -101,7 +102,7 @@ class qMRMLSliceWidget(qMRMLWidget):
 
 
 @stands_in()
-class qMRMLThreeDView(qMRMLWidget):
+class qMRMLThreeDView(QWidget):
     def __init__(self, node: Any):
         super().__init__()
         self._node = node

@@ -10,13 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import slicer
-from PySide6.QtCore import QObject, Signal
+from PySide6.QtCore import Property, QObject, Signal
 from PySide6.QtGui import QIcon
 from PySide6.QtWidgets import QVBoxLayout
 
-from slicerhost.mrml_widgets import qMRMLWidget
+from slicerhost.mrml_widgets import qSlicerWidget
 from slicerhost.scene import LOGICS
 from slicerhost.standin import stands_in, stored
+
+
+@stands_in()
+class qSlicerModuleFactoryManager(QObject):
+    def __init__(self, manager: qSlicerModuleManager):
+        super().__init__()
+        self._manager = manager
+
+    def loadedModuleNames(self) -> list[str]:
+        return self._manager.modulesNames()
+
+    def isLoaded(self, name: str) -> bool:
+        return name in self._manager.modulesNames()
 
 
 @stands_in()
@@ -34,12 +47,8 @@ class qSlicerModuleManager(QObject):
     def modulesNames(self) -> list[str]:
         return list(self._modules)
 
-    def loadedModuleNames(self) -> list[str]:
-        """Of the factory manager, which is one and the same here."""
-        return list(self._modules)
-
-    def factoryManager(self) -> qSlicerModuleManager:
-        return self
+    def factoryManager(self) -> qSlicerModuleFactoryManager:
+        return qSlicerModuleFactoryManager(self)
 
     def _add(self, module: Any) -> None:
         self._modules[module.name] = module
@@ -85,7 +94,6 @@ class qSlicerScriptedLoadableModule(QObject):
     name = stored(str, "")
     path = stored(str, "")
     title = stored(str, "")
-    category = stored(str, "")
     categories = stored("QStringList", [])
     contributors = stored("QStringList", [])
     dependencies = stored("QStringList", [])
@@ -120,7 +128,7 @@ class qSlicerScriptedLoadableModule(QObject):
 
 
 @stands_in()
-class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
+class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):
     """The C++ widget around the script's <Name>Widget, which is `self()`."""
 
     def __init__(self, parent: Any = None):
@@ -133,21 +141,14 @@ class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
     def self(self) -> Any:
         return self._self
 
-    def pythonSource(self) -> str:
-        return self._python_source
-
     def reload(self) -> None:
         """Make the script's widget, with the class that the imported script has now."""
         class_name = Path(self._python_source).stem + "Widget"
         self._self = getattr(sys.modules[Path(self._python_source).stem], class_name)(self)
         setattr(slicer.modules, class_name, self._self)
-        self.setup()
-
-    def setup(self) -> None:
         self._self.setup()
 
-    def isEntered(self) -> bool:
-        return self._entered
+    isEntered = Property(bool, lambda self: self._entered)
 
     def enter(self) -> None:
         self._entered = True

@@ -19,7 +19,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from slicerhost.ctk_widgets import ctkComboBox, ctkDoubleSpinBox, ctkSliderWidget
+from slicerhost.ctk_widgets import ctkComboBox, ctkDoubleSpinBox, ctkRangeWidget, ctkSliderWidget
 from slicerhost.standin import stands_in, stored
 
 SCENE_EVENTS = ("NodeAddedEvent", "NodeRemovedEvent", "EndBatchProcessEvent", "EndCloseEvent", "EndImportEvent")
@@ -69,6 +69,22 @@ class qMRMLWidget(QWidget):
 
     def mrmlScene(self) -> Any:
         return self._scene
+
+    def setMRMLScene(self, scene: Any) -> None:
+        if scene is not self._scene:
+            self._scene = scene
+            self.mrmlSceneChanged.emit(scene)
+
+
+@stands_in("mrmlSceneChanged(vtkMRMLScene*)")
+class qSlicerWidget(QWidget):
+    """As qMRMLWidget, but it does not tell a script which scene it has."""
+
+    mrmlSceneChanged = Signal(object)
+
+    def __init__(self, parent: QWidget | None = None):
+        super().__init__(parent)
+        self._scene = None
 
     def setMRMLScene(self, scene: Any) -> None:
         if scene is not self._scene:
@@ -308,6 +324,14 @@ class qMRMLSpinBox(ctkDoubleSpinBox):
 
     def setMRMLScene(self, scene: Any) -> None:
         self._scene = scene
+
+
+@stands_in()
+class qMRMLRangeWidget(ctkRangeWidget):
+    quantity = stored(str, "")
+
+    def setMRMLScene(self, scene: Any) -> None:
+        """Only asked for the unit of the quantity."""
 
 
 class SegmentationFollower:

@@ -31,6 +31,30 @@ SHIBOKEN_OBJECT = QtCore.QObject.__base__
 _connections: dict[tuple[int, str], list[tuple[Callable, Callable]]] = {}
 
 
+# Properties and signals of each class of Qt by its name, with the inherited ones; filled in by install().
+QT_PROPERTIES: dict[str, set[str]] = {}
+QT_SIGNALS: dict[str, set[str]] = {}
+
+
+def declared_names(cls: type, inherited: bool = True) -> tuple[set[str], set[str]]:
+    """The names of its properties and the signatures of its signals.
+
+    To be asked once, early: PySide6 gives the meta object of a class away with one of its instances' and then says that
+    it is deleted.
+    """
+    meta = cls.staticMetaObject
+    first_property, first_method = (0, 0) if inherited else (meta.propertyOffset(), meta.methodOffset())
+    methods = [meta.method(index) for index in range(first_method, meta.methodCount())]
+    return (
+        {meta.property(index).name() for index in range(first_property, meta.propertyCount())},
+        {
+            m.methodSignature().data().decode()
+            for m in methods
+            if m.methodType() == QtCore.QMetaMethod.MethodType.Signal
+        },
+    )
+
+
 class QtProperty:
     """A Q_PROPERTY as an attribute of instances; on the class it leaves what PySide6 has there (QTimer.singleShot)."""
 
@@ -85,6 +109,7 @@ def _qobject_classes() -> Iterator[type]:
 
 
 def _patch_class(cls: type) -> None:
+    QT_PROPERTIES[cls.__name__], QT_SIGNALS[cls.__name__] = declared_names(cls)
     meta = cls.staticMetaObject
     for index in range(meta.propertyCount()):
         described = meta.property(index)
@@ -126,7 +151,7 @@ def _setattr(self: QtCore.QObject, name: str, value: Any) -> None:
         # Python refuses to call PySide6's own __setattr__, which does this, over a patched class.
         if not self.metaObject().property(self.metaObject().indexOfProperty(name)).isWritable():
             raise AttributeError(f"property {name!r} of {cls.__name__} is read-only")
-        if not self.setProperty(name, value):
+        if not self.setProperty(name, list(value) if isinstance(value, tuple) else value):
             raise AttributeError(f"property {name!r} of {cls.__name__} does not accept {value!r}")
     elif name == "name":
         self.setObjectName(value)

@@ -12,6 +12,8 @@ from typing import Any
 
 from PySide6.QtCore import Property
 
+from slicerhost.pythonqt import declared_names
+
 STAND_INS: dict[str, type] = {}
 
 # What PySide6 calls the parameters of a signal that Slicer declares with a C++ type.
@@ -24,6 +26,7 @@ def stands_in(*signals: str) -> Callable[[type], type]:
     def register(cls: type) -> type:
         cls._stands_for_cpp = True
         cls._cpp_signals = {signal: _as_pyside(signal) for signal in signals}
+        cls._declared = declared_names(cls, inherited=False)
         STAND_INS[cls.__name__] = cls
         return cls
 
@@ -66,11 +69,9 @@ def public_surface(cls: type) -> dict[str, set[str]]:
     """The properties, signals and methods that the stand-ins in `cls`'s ancestry add to their Qt class."""
     found: dict[str, set[str]] = {"properties": set(), "signals": set(), "methods": set()}
     for base in _stand_in_ancestry(cls):
-        meta = base.staticMetaObject
-        found["properties"] |= {meta.property(i).name() for i in range(meta.propertyOffset(), meta.propertyCount())}
-        for index in range(meta.methodOffset(), meta.methodCount()):
-            if meta.method(index).methodType().name == "Signal":
-                found["signals"].add(meta.method(index).methodSignature().data().decode())
+        properties, signals = base._declared
+        found["properties"] |= properties
+        found["signals"] |= signals
         found["signals"] -= set(base._cpp_signals.values())
         found["signals"] |= set(base._cpp_signals)
         found["methods"] |= {n for n, v in vars(base).items() if not n.startswith("_") and callable(v)}

@@ -165,8 +165,9 @@ def test_reloading_makes_a_new_widget_of_the_new_source(slicer_host, example):
 
 def test_leaving_and_unloading_call_exit_and_cleanup(slicer_host, example):
     calls = []
-    example.exit = lambda: calls.append("exit")
-    example.cleanup = lambda: calls.append("cleanup")
+    leave, clean = example.exit, example.cleanup
+    example.exit = lambda: (calls.append("exit"), leave())
+    example.cleanup = lambda: (calls.append("cleanup"), clean())
     slicer_host.unload_modules()
     assert calls == ["exit", "cleanup"]
     assert "HostExample" not in sys.modules

@@ -85,7 +85,7 @@ class HostExampleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller, event):
-        if self.parent.isEntered():
+        if self.parent.isEntered:
             self.initializeParameterNode()
 
     def initializeParameterNode(self):
