@@ -8,6 +8,7 @@ import importlib
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import ctk
 import qt
@@ -18,13 +19,14 @@ from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
 
 from weaktumour.errors import InputError
 from WeakTumourSegLib import installation
-from WeakTumourSegLib.logic import NO_MODEL, STAGES, RegistrationLogic, qtTicker
+from WeakTumourSegLib.logic import NO_MODEL, STAGES, RegistrationLogic, loadCase, qtTicker
 from WeakTumourSegLib.models_panel import ModelsPanel
 from WeakTumourSegLib.parameters import WeakTumourSegParameterNode, workerAccepts
 from WeakTumourSegLib.result_panel import ResultPanel, openSegmentEditor, segmentEditorNode
@@ -399,3 +401,83 @@ def durationText(seconds):
     if seconds < 100:
         return _("{seconds} s").format(seconds=max(1, round(seconds)))
     return _("{minutes} min").format(minutes=round(seconds / 60))
+
+
+class WeakTumourSegTest(ScriptedLoadableModuleTest):
+    """Self-test for a real Slicer (--testing), under a minute. Installs and downloads nothing.
+
+    Without PyTorch it tests all but the worker, and says so.
+    """
+
+    def setUp(self):
+        slicer.mrmlScene.Clear(0)
+
+    def runTest(self):
+        for test in (self.test_panel, self.test_exportOfTransformedVolumes, self.test_registration):
+            self.setUp()
+            test()
+        self.delayDisplay(_("Test passed."))
+
+    def test_panel(self):
+        """The panel opens, and says what is missing."""
+        slicer.util.selectModule("WeakTumourSeg")
+        widget = slicer.util.getModuleWidget("WeakTumourSeg")
+        self.assertFalse(widget.ui.applyButton.enabled)
+        self.assertTrue(widget.ui.applyButton.toolTip)
+
+    def test_exportOfTransformedVolumes(self):
+        """What the worker is given lies where it lies in the scene."""
+        import numpy as np
+        import SimpleITK as sitk
+
+        from WeakTumourSegLib import geometry
+        from WeakTumourSegLib.scene_export import exportVolume
+
+        node = slicer.util.addVolumeFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4), name="MRI")
+        transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode")
+        turn = vtk.vtkTransform()
+        turn.RotateZ(30)
+        turn.Translate(10, 20, 30)
+        transform.SetMatrixTransformToParent(turn.GetMatrix())
+        node.SetAndObserveTransformNodeID(transform.GetID())
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "volume.nrrd"
+            exportVolume(node, path)
+            image = sitk.ReadImage(str(path))
+            found = np.array(image.TransformIndexToPhysicalPoint((3, 2, 1))) * [-1, -1, 1]
+            expected = geometry.transformPoints(geometry.ijkToWorld(node), np.array([3, 2, 1]))
+            self.assertLess(np.linalg.norm(found - expected), 0.01)
+
+    def test_registration(self):
+        """The shipped weights on a small simulated patient, through the worker process."""
+        if not installation.hasTorch():
+            self.delayDisplay(_("PyTorch is not installed: the worker was not tested."))
+            return
+        with TemporaryDirectory() as folder:
+            case = Path(folder) / "case"
+            self._simulateSmallPatient(case)
+            patient = loadCase(case)
+        run = WeakTumourSegLogic().registerAndPropagate(
+            patient.mr, patient.ct, patient.segmentation, preset="fast", device="cpu"
+        )
+        self.assertEqual(run.state, DONE)
+        self.assertEqual(
+            run.nodes.segmentation.GetSegmentation().GetNumberOfSegments(),
+            patient.segmentation.GetSegmentation().GetNumberOfSegments(),
+        )
+        self.assertIsNotNone(run.nodes.transform.GetTransformFromParent())
+        self.assertIsNotNone(run.nodes.registeredMR.GetImageData())
+
+    def _simulateSmallPatient(self, folder):
+        """A coarse patient, made in a child process: this one must not import torch."""
+        code = (
+            "from weaktumour.cases import write_case; from weaktumour.simulation import simulate_patient;"
+            "case = simulate_patient(1, ct_spacing_mm=4, mr_spacing_mm=4, anatomy_spacing_mm=2.5, needle=False);"
+            f"write_case({str(folder)!r}, case)"
+        )
+        ended = []
+        installation.Child(["-c", code], lambda code, lines: ended.append((code, lines)), qtTicker)
+        while not ended:
+            slicer.app.processEvents()
+            time.sleep(0.02)
+        self.assertEqual(ended[0][0], 0, "\n".join(ended[0][1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import pytest
+
 from conftest import MODULE
 
 UI = MODULE / "Resources/UI/WeakTumourSeg.ui"
