@@ -46,21 +46,11 @@ class SlicerHost:
         import slicer
         import slicer.util
 
-        from slicerhost import (
-            ctk_widgets,
-            dialogs,
-            layout,
-            main_window,
-            modules,
-            mrml_widgets,
-            scene,
-            segment_editor,
-            uiloader,
-        )
+        from slicerhost import ctk_widgets, layout, main_window, modules, scene, segment_editor, uiloader
         from slicerhost.application import qSlicerApplication
         from slicerhost.standin import STAND_INS
 
-        del dialogs, mrml_widgets, segment_editor
+        del segment_editor  # imported for the classes that it adds to the stand-ins
         ctk_widgets.install()
         sys.modules["qt"].QUiLoader = uiloader.UiLoader
         for name, cls in STAND_INS.items():

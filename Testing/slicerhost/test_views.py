@@ -10,12 +10,9 @@ from slicerhost import missing_packages
 if missing_packages():
     pytest.skip(missing_packages(), allow_module_level=True)
 
-from slicerhost import start
+from slicerhost import start, views
 
 start()
-
-from slicerhost import views
-
 if views.missing_egl():
     pytest.skip(views.missing_egl(), allow_module_level=True)
 
@@ -49,8 +46,8 @@ def scene_with_overlay(slicer_host):
 
 
 def reds(picture: np.ndarray) -> np.ndarray:
-    """Where it is clearly more red than green, as on a red overlay over grey."""
-    return picture[..., 0].astype(int) - picture[..., 1] > 30
+    """Where it is clearly more red than anything else, as on a red overlay over grey."""
+    return picture[..., 0].astype(int) - picture[..., 1:].max(axis=2) > 30
 
 
 def test_a_slice_shows_the_volume_and_the_segment_on_the_right_side(scene_with_overlay):
@@ -78,7 +75,7 @@ def test_jumping_moves_all_three_slices(scene_with_overlay):
 
 
 def test_the_3d_view_shows_the_closed_surface(scene_with_overlay):
-    assert reds(views.three_d_picture()).sum() < 100  # the letters on the box's sides
+    assert not reds(views.three_d_picture()).any()
     scene_with_overlay.CreateClosedSurfaceRepresentation()
     assert reds(views.three_d_picture()).sum() > 1000
 
