@@ -4,7 +4,6 @@ Thin: what the panel does stands in WeakTumourSegLib, the registration itself in
 a process of its own. Importing this module imports no torch and does nothing else either.
 """
 
-import importlib
 import sys
 import time
 from pathlib import Path
@@ -76,8 +75,15 @@ def registerSampleData():
 
 def loadSimulatedPatient(source=None):
     """MRI, CT and MRI segmentation of a simulated patient as new nodes."""
+
+    def show(event):
+        if event["event"] == "progress" and isinstance(event.get("remaining_s"), int | float):
+            slicer.util.showStatusMessage(
+                _("Simulating a patient, about {time} left").format(time=durationText(event["remaining_s"]))
+            )
+
     with slicer.util.tryWithErrorDisplay(_("The simulated patient could not be made."), waitCursor=True):
-        return list(WeakTumourSegLogic().simulatePatient().loaded)
+        return list(WeakTumourSegLogic().simulatePatient(onEvent=show).loaded)
     return []
 
 
@@ -160,6 +166,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.resultPanel.removeShortcuts()
         self.ui.segmentEditorWidget.setActiveEffectByName("")
         self.ui.segmentEditorWidget.uninstallKeyboardShortcuts()
+        self.ui.segmentEditorWidget.removeViewObservations()
         self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event):
@@ -288,7 +295,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         button.toolTip = problem or _(
             "Register the MRI onto the CT and carry the labels over. The inputs stay as they are."
         )
-        self.ui.statusLabel.text = self._message or problem
+        self.ui.statusLabel.text = problem or self._message
         self.ui.progressBar.visible = False
 
     def onApplyButton(self, checked=False):
@@ -376,8 +383,9 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # -- development ------------------------------------------------------------------------------------------------
     def onReload(self):
         """Reload the library with the module; what is saved in the scene stays."""
-        for name in sorted(name for name in sys.modules if name.split(".")[0] == "WeakTumourSegLib"):
-            importlib.reload(sys.modules[name])
+        # Forgotten, not reloaded one by one: a module would keep what it took from another that comes later.
+        for name in [name for name in sys.modules if name.split(".")[0] == "WeakTumourSegLib"]:
+            del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 
 

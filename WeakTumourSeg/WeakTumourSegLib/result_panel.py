@@ -60,10 +60,11 @@ class ResultPanel(VTKObservationMixin):
             self._removeCheckerboard()
             self._node = node
             if node is not None:
-                segmentation = node.GetSegmentation()
-                for event in (segmentation.SegmentAdded, segmentation.SegmentRemoved, segmentation.SegmentModified):
-                    self.addObserver(segmentation, event, self._onSegmentsChanged)
-                self.addObserver(segmentation, segmentation.SourceRepresentationModified, self._onEdited)
+                # The node repeats the events of its segmentation, whichever that is.
+                events = slicer.vtkSegmentation
+                for event in (events.SegmentAdded, events.SegmentRemoved, events.SegmentModified):
+                    self.addObserver(node, event, self._onSegmentsChanged)
+                self.addObserver(node, events.SourceRepresentationModified, self._onEdited)
         self.refresh()
 
     def rememberFolder(self, runId: str, folder: Path | None) -> None:
@@ -196,13 +197,16 @@ class ResultPanel(VTKObservationMixin):
 
     # -- keys -------------------------------------------------------------------------------------------------------
     def installShortcuts(self) -> None:
-        """While the module is open: , and . tumour to tumour, B before and after, O outlines."""
+        """While the module is open: , and . tumour to tumour, / before and after, ; outlines.
+
+        No letters: the slice views and the Segment Editor use most of them.
+        """
         self.removeShortcuts()
         for key, action in (
             (",", lambda: self.step(-1)),
             (".", lambda: self.step(1)),
-            ("B", self.ui.beforeButton.toggle),
-            ("O", self.ui.outlineCheckBox.toggle),
+            ("/", self.ui.beforeButton.toggle),
+            (";", self.ui.outlineCheckBox.toggle),
         ):
             shortcut = qt.QShortcut(self._shortcutParent)
             shortcut.setKey(qt.QKeySequence(key))
