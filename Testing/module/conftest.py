@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from module_helpers import MODULE, run
 from slicerhost import missing_packages
 
 collect_ignore_glob = ["test_*.py"] if missing_packages() else []
 
-MODULE = Path(__file__).resolve().parents[2] / "WeakTumourSeg"
 sys.path.insert(0, str(MODULE))
 
 
@@ -69,13 +69,3 @@ def done(ready, slicer_host):
     """The panel after a run by a click."""
     run(ready, slicer_host)
     return ready
-
-
-def run(panel, slicer_host) -> None:
-    """Click, wait for the end."""
-    from slicerhost import gestures
-
-    gestures.click(panel.ui.applyButton)
-    assert panel.isRunning
-    slicer_host.wait_until(lambda: not panel.isRunning, 240, "the run's end")
-    assert panel.logic.run.state == "done", panel.logic.run.message

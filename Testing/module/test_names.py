@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from conftest import MODULE
+from module_helpers import MODULE
 
 UI = MODULE / "Resources/UI/WeakTumourSeg.ui"
 SCRIPTS = [MODULE / "WeakTumourSeg.py", *sorted((MODULE / "WeakTumourSegLib").glob("*.py"))]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import slicer
 
-from conftest import MODULE, run
+from module_helpers import MODULE, run
 from slicerhost import gestures
 from weaktumour.workspace import process_is_alive
 

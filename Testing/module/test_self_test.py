@@ -6,7 +6,7 @@ import sys
 
 import slicer
 
-from conftest import MODULE
+from module_helpers import MODULE
 
 
 def test_the_self_test_passes(slicer_host, tmp_path):

@@ -34,7 +34,13 @@ import json, os, platform
 import torch
 from weaktumour.pipeline import PRESETS
 def megabytes(count): return round(count / 2**20)
-devices = [{"id": "cpu", "name": platform.processor() or platform.machine(), "free_mb": None}]
+name = platform.processor() or platform.machine()
+try:
+    with open("/proc/cpuinfo") as lines:
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+except (OSError, StopIteration):
+    pass
+devices = [{"id": "cpu", "name": name, "free_mb": None}]
 if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
     devices[0]["free_mb"] = megabytes(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 if torch.cuda.is_available():

@@ -85,8 +85,11 @@ class ResultPanel(VTKObservationMixin):
         table, titles = self.ui.tumourTable, tumour_table.columnTitles()
         table.setColumnCount(len(titles))
         table.setHorizontalHeaderLabels(titles)
+        for column, tip in enumerate(tumour_table.columnToolTips()):
+            table.horizontalHeaderItem(column).setToolTip(tip)
         table.horizontalHeader().setStretchLastSection(True)
         table.verticalHeader().setVisible(False)
+        table.resizeColumnsToContents()
 
     def refresh(self) -> None:
         """Show the node as it is."""
@@ -98,7 +101,9 @@ class ResultPanel(VTKObservationMixin):
                 item = qt.QTableWidgetItem(text)
                 item.setToolTip(tumour_table.tooltip(row))
                 table.setItem(index, column, item)
+        table.resizeColumnsToContents()
         self.ui.runVerdictLabel.text = self._verdictText()
+        self.ui.runVerdictLabel.visible = bool(self.ui.runVerdictLabel.text)
         hasResult = self._node is not None
         for widget in (
             self.ui.previousTumourButton,

@@ -18,6 +18,7 @@ class RolesPanel:
     def __init__(self, table: qt.QTableWidget, onChanged: Callable[[], None]) -> None:
         self._table, self._onChanged = table, onChanged
         self._node: slicer.vtkMRMLSegmentationNode | None = None
+        self._shown: list[tuple[str, str, str]] | None = None
         table.setColumnCount(2)
         table.setHorizontalHeaderLabels([_("Segment"), _("Is")])
         table.horizontalHeader().setStretchLastSection(True)
@@ -26,7 +27,12 @@ class RolesPanel:
     def show(self, node: slicer.vtkMRMLSegmentationNode | None) -> None:
         self._node = node
         segments = roles.segmentsOf(node) if node is not None else []
+        shown = [(segmentId, segment.GetName(), roles.roleOf(segment)) for segmentId, segment in segments]
+        if shown == self._shown:
+            return
+        self._shown = shown
         self._table.setVisible(node is not None)
+        self._table.setRowCount(0)  # takes the former choosers away
         self._table.setRowCount(len(segments))
         for row, (segmentId, segment) in enumerate(segments):
             self._table.setItem(row, 0, qt.QTableWidgetItem(segment.GetName()))

@@ -175,11 +175,22 @@ def verdictText(verdict: str) -> str:
 def columnTitles() -> list[str]:
     return [
         _("Tumour"),
-        _("Volume (ml)"),
-        _("Diameter (mm)"),
-        _("Uncertainty p50 / p95 (mm)"),
-        _("Visibility in CT"),
+        _("Volume, ml"),
+        _("Diam., mm"),
+        _("p50/p95, mm"),
+        _("Visibility"),
         _("Verdict"),
+    ]
+
+
+def columnToolTips() -> list[str]:
+    return [
+        "",
+        "",
+        _("Of the sphere with this volume."),
+        _("The centre lies within these distances of the place shown in 50 and 95 of 100 cases."),
+        _("How well the CT shows the tumour: 0 not at all, 1 clearly."),
+        _("How far the place can be trusted."),
     ]
 
 
