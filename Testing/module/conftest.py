@@ -10,9 +10,20 @@ import pytest
 from module_helpers import MODULE, run
 from slicerhost import missing_packages
 
-collect_ignore_glob = ["test_*.py"] if missing_packages() else []
+REASON = missing_packages()
 
 sys.path.insert(0, str(MODULE))
+
+
+class SkippedModule(pytest.Module):
+    """A test file that cannot even be imported here."""
+
+    def collect(self):
+        pytest.skip(REASON, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return SkippedModule.from_parent(parent, path=module_path) if REASON else None
 
 
 @pytest.fixture

@@ -13,14 +13,28 @@ import pytest
 
 from scene_data import OBLIQUE
 
-slicer = pytest.importorskip("slicer", reason="needs slicer-core (pip install '.[slicer]')")
+REASON = "" if importlib.util.find_spec("slicer_core") else "needs slicer-core: pip install -e '.[slicer]'"
+if not REASON:
+    import slicer
+
+    if "slicer.i18n" not in sys.modules and importlib.util.find_spec("slicer.i18n") is None:
+        # The application's translations; slicer-core comes without.
+        i18n = types.ModuleType("slicer.i18n")
+        i18n.tr, i18n.translate = (lambda text: text), (lambda context, text: text)
+        sys.modules["slicer.i18n"] = slicer.i18n = i18n
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "WeakTumourSeg"))
-if "slicer.i18n" not in sys.modules and importlib.util.find_spec("slicer.i18n") is None:
-    # The application's translations; slicer-core comes without.
-    i18n = types.ModuleType("slicer.i18n")
-    i18n.tr, i18n.translate = (lambda text: text), (lambda context, text: text)
-    sys.modules["slicer.i18n"] = slicer.i18n = i18n
+
+
+class SkippedModule(pytest.Module):
+    """A test file that cannot even be imported here."""
+
+    def collect(self):
+        pytest.skip(REASON, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return SkippedModule.from_parent(parent, path=module_path) if REASON else None
 
 
 def newScene(cacheFolder: Path) -> tuple[object, list[object]]:
