@@ -5,7 +5,7 @@ PYTHON ?=
 export TORCH PYTHON
 
 BIN := .venv/bin
-TEST_EXTRAS := test,train,benchmark
+TEST_EXTRAS := test,train,benchmark,slicer
 PYTEST_ARGS ?=
 
 .PHONY: help demo test check lint format benchmark-smoke icon clean set-up set-up-tests

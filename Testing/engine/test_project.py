@@ -222,7 +222,7 @@ def assert_has_the_models(site: Path, folder: Path, cwd: Path) -> None:
 def test_each_dependency_is_pinned_within_its_range():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    texts = [*project["dependencies"], *extras["test"], *extras["train"], *extras["benchmark"]]
+    texts = [*project["dependencies"], *extras["test"], *extras["train"], *extras["benchmark"], *extras["slicer"]]
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     for requirement in map(Requirement, texts):

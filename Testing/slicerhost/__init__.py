@@ -6,18 +6,23 @@ is real here, what is a stand-in and what is missing.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from slicerhost.host import SlicerHost
 
 
+@functools.cache
 def missing_packages() -> str:
-    """Why the host cannot run here, or an empty string; looks without importing."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("slicer_core", "PySide6") if find_spec(name) is None]
-    return f"needs {' and '.join(missing)}: pip install -e '.[slicer]'" if missing else ""
+    """Why the host cannot run here, or an empty string: a package, or a library of the system that it needs."""
+    for name in ("slicer_core", "PySide6.QtWidgets"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            return f"needs the extra slicer (make set-up-tests): {error}"
+    return ""
 
 
 def start() -> SlicerHost:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -61,6 +63,7 @@ class SlicerHost:
         self._make_python_slicer()
         self.scene, logic, logics = scene.make_scene(self.folder)
         slicer.mrmlScene = self.scene
+        self._hierarchy_filler = scene.SubjectHierarchyFiller(self.scene)
         self.module_manager = modules.qSlicerModuleManager()
         settings = sys.modules["qt"].QSettings
         self.app._parts = SimpleNamespace(
@@ -77,6 +80,7 @@ class SlicerHost:
         modules.make_namespaces(logics, self.module_manager)
         slicer.__path__.append(self._base_python())
         self.dialogs.install()
+        self._watch_processes()
         self.main_window = main_window.qSlicerMainWindow()
         sys.excepthook = self._keep_error
 
@@ -106,6 +110,26 @@ class SlicerHost:
         launcher.write_text(f'#!/bin/sh\n"{sys.executable}" "$@"\nexit $?\n', encoding="utf-8")
         launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
         os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+    def _watch_processes(self) -> None:
+        """Slicer never closes the pipe of a process that it started; here that would be a warning in a later test."""
+        import slicer.util
+
+        launch, self._processes = slicer.util.launchConsoleProcess, []
+
+        @functools.wraps(launch)
+        def launch_and_remember(*args: Any, **kwargs: Any) -> subprocess.Popen:
+            self._processes.append(launch(*args, **kwargs))
+            return self._processes[-1]
+
+        slicer.util.launchConsoleProcess = launch_and_remember
+
+    def _end_processes(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        self._processes.clear()
 
     def _keep_error(self, kind: type, error: BaseException, trace: Any) -> None:
         self.errors.append(error)
@@ -184,6 +208,7 @@ class SlicerHost:
     def reset(self) -> None:
         """Back to how a new Slicer stands: no module, an empty scene, default settings, nothing said."""
         self.unload_modules()
+        self._end_processes()
         self.close_scene()
         for node in list(self.scene.GetNodesByClass("vtkMRMLScriptedModuleNode")):
             self.scene.RemoveNode(node)  # singletons outlive a closed scene

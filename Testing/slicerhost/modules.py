@@ -170,24 +170,28 @@ def load_scripted_module(path: Path, manager: qSlicerModuleManager) -> qSlicerSc
     """Load NAME.py (or the folder NAME that has it) as at Slicer's start: the panel is made when it is needed."""
     path = path / f"{path.name}.py" if path.is_dir() else path
     name = path.stem
-    if str(path.parent) not in sys.path:
+    added_to_path = str(path.parent) not in sys.path
+    if added_to_path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)
     script = importlib.util.module_from_spec(spec)
     sys.modules[name] = script
     spec.loader.exec_module(script)
     module = qSlicerScriptedLoadableModule(path)
+    module._added_to_path = added_to_path
     module._description = getattr(script, name)(module)
     manager._add(module)
     return module
 
 
 def unload_scripted_module(module: qSlicerScriptedLoadableModule, manager: qSlicerModuleManager) -> None:
-    """What Slicer does with it at its end; and forget the script and the packages beside it, for the next test."""
+    """What Slicer does with it at its end; and forget the script and its library (NAMELib), for the next test."""
     manager._unload(module.name)
     if module._widget is not None:
         module._widget.delete()
     folder = Path(module.path).parent
-    if str(folder) in sys.path:
+    if module._added_to_path and str(folder) in sys.path:
         sys.path.remove(str(folder))
-    sys.modules.pop(module.name, None)
+    library = f"{module.name}Lib"
+    for name in [n for n in sys.modules if n in (module.name, library) or n.startswith(f"{library}.")]:
+        del sys.modules[name]

@@ -225,9 +225,10 @@ def disconnect(sender: QtCore.QObject, signal: Any = None, *receiver: Any) -> bo
     return undone
 
 
-def connection_count() -> int:
-    """How many connections by signature there are now: a leak shows as growth."""
-    return sum(len(connections) for connections in _connections.values())
+def connection_count(sender: QtCore.QObject | None = None) -> int:
+    """How many connections by signature there are now, of one sender or of all: a leak shows as growth."""
+    pointer = None if sender is None else shiboken6.getCppPointer(sender)[0]
+    return sum(len(found) for (owner, _), found in _connections.items() if pointer in (None, owner))
 
 
 def _forget(pointer: int) -> None:

@@ -64,6 +64,44 @@ def _set_up_files(scene: Any, application_logic: Any, home: Path, remote: Any, m
     remote.SetMRMLScene(scene)
 
 
+class SubjectHierarchyFiller:
+    """Gives every data node its place in the subject hierarchy, which in Slicer a Qt plugin of each type does.
+
+    New nodes come to the top; a segmentation is not moved beside its volume by itself, as Slicer's plugin would.
+    """
+
+    DATA_NODES = (
+        "vtkMRMLVolumeNode",
+        "vtkMRMLSegmentationNode",
+        "vtkMRMLTransformNode",
+        "vtkMRMLModelNode",
+        "vtkMRMLMarkupsNode",
+        "vtkMRMLTableNode",
+        "vtkMRMLTextNode",
+    )
+
+    def __init__(self, scene: Any):
+        self._scene = scene
+        scene.AddObserver(scene.NodeAddedEvent, self._node_added)
+        scene.AddObserver(scene.EndImportEvent, lambda caller, event: self._fill())
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _node_added(self, scene: Any, event: str, node: Any) -> None:
+        if not scene.IsImporting():  # a scene file brings its own hierarchy
+            self._place(node)
+
+    def _fill(self) -> None:
+        for index in range(self._scene.GetNumberOfNodes()):
+            self._place(self._scene.GetNthNode(index))
+
+    def _place(self, node: Any) -> None:
+        if node.GetHideFromEditors() or not any(node.IsA(name) for name in self.DATA_NODES):
+            return
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
+        if not hierarchy.GetItemByDataNode(node):
+            hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
+
+
 class qSlicerCoreIOManager:
     """Reads and writes by the file's ending: what slicer.util's load and save functions need."""
 
@@ -163,7 +201,13 @@ class qSlicerCoreIOManager:
         return max((e for e in endings if str(filename).lower().endswith(e)), key=len, default="")
 
     def fileWriterExtensions(self, node: Any) -> list[str]:
-        storage = node.CreateDefaultStorageNode()
-        storage.UnRegister(None)
-        types = storage.GetSupportedWriteFileTypes()
-        return [types.GetValue(i) for i in range(types.GetNumberOfValues())]
+        kinds = {
+            "vtkMRMLSegmentationNode": "SegmentationFile",
+            "vtkMRMLTransformNode": "TransformFile",
+            "vtkMRMLMarkupsNode": "MarkupsFile",
+            "vtkMRMLTableNode": "TableFile",
+            "vtkMRMLModelNode": "ModelFile",
+            "vtkMRMLVolumeNode": "VolumeFile",
+        }
+        wanted = {kind for node_class, kind in kinds.items() if node.IsA(node_class)}
+        return [f"{kind} ({ending})" for kind, endings in self.READERS if kind in wanted for ending in endings]

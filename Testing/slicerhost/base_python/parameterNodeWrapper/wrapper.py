@@ -51,6 +51,13 @@ class WrapperMethods:
         self._updating_gui = False
         for parameter in self.allParameters.values():
             parameter.read(parameterNode)
+        # Slicer's wrapper caches each value, by an observer that lives as long as the wrapper. There is no cache here,
+        # but a wrapper that somebody never lets go has to show as a leak all the same.
+        self._observer = parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda caller, event: None)
+
+    def __del__(self):
+        if hasattr(self, "_observer"):
+            self.parameterNode.RemoveObserver(self._observer)
 
     @classmethod
     def _parameter(cls, name: str) -> Parameter:
@@ -156,7 +163,7 @@ def _wrap(cls: type) -> type:
         annotations = [a for a in annotations if not isinstance(a, Default)]
         parameters[name] = Parameter(name, annotated, kind, annotations, storage, default)
     for name, member in vars(WrapperMethods).items():
-        if name == "__init__" or not name.startswith("__"):
+        if name in ("__init__", "__del__") or not name.startswith("__"):
             setattr(cls, name, member)
     for name in parameters:
         setattr(cls, name, _property(name))
