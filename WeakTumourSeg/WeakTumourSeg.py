@@ -152,8 +152,9 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.segmentEditorWidget.setMRMLSegmentEditorNode(None)
         self.setParameterNode(None)
         self.removeObservers()
-        # A reload only hides the old panel: its selectors must not go on following the scene.
+        # A reload only hides the old panel, which must not go on following the scene.
         self._uiWidget.setMRMLScene(None)
+        self._uiWidget.deleteLater()
 
     def enter(self):
         self.initializeParameterNode()

@@ -114,7 +114,7 @@ class Child:
         self._stopTicker()
         self._onDone = None
         if self._process is not None:
-            self._process.kill()
+            self._process.end()
 
 
 def probeMachine(onDone: Callable[[Machine], None], ticker: Ticker) -> Child:

@@ -41,7 +41,12 @@ def qtTicker(milliseconds: int, function: Callable[[], None]) -> Callable[[], No
     timer.setInterval(milliseconds)
     timer.connect("timeout()", function)
     timer.start()
-    return timer.stop
+
+    def stop() -> None:
+        timer.stop()
+        timer.disconnect("timeout()", function)  # timer and function would keep each other alive
+
+    return stop
 
 
 class Run:

@@ -29,7 +29,7 @@ class ResultPanel(VTKObservationMixin):
         self._shortcuts: list[qt.QShortcut] = []
         self._keptFolders: dict[str, Path] = {}
         # An edit with the brush comes as many changes: measure once they pause.
-        self._editTimer = qt.QTimer()
+        self._editTimer = qt.QTimer(shortcutParent)
         self._editTimer.setSingleShot(True)
         self._editTimer.setInterval(_EDIT_DELAY_MS)
         self._editTimer.connect("timeout()", self.measureEdits)

@@ -147,6 +147,12 @@ class LineProcess:
         if self._process.poll() is None:
             self._killGroup()
 
+    def end(self) -> None:
+        """Kill the process tree and wait until it is gone."""
+        self.kill()
+        self._process.wait()
+        self._reader.join(_LAST_WORDS_S)
+
     def _killGroup(self) -> None:
         if os.name == "nt":
             subprocess.run(
