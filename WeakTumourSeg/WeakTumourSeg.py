@@ -109,6 +109,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._machine = installation.Machine()
         self._probe = None
         self._runStarted = 0.0
+        self._runKind = ""  # device and preset of the run, by which its time is remembered
         self._message = ""  # what the last run had to say, until the next start
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -309,6 +310,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.logText.clear()
         self._runStarted = time.monotonic()
         parameters = self._parameterNode
+        self._runKind = f"{parameters.device}/{parameters.preset}"
         stages = [
             stage
             for stage, use in zip(STAGES, (True, parameters.useMSCGUNet, parameters.useRefinement), strict=True)
@@ -358,11 +360,12 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if run.state == DONE:
             seconds = time.monotonic() - self._runStarted
             self._message = _("Done in {time}.").format(time=durationText(seconds))
+            qt.QSettings().setValue(f"{_SETTINGS}/seconds/{self._runKind}", seconds)
+            # The user may have left the module meanwhile.
+            parameters = self._parameterNode or self.logic.getParameterNode()
+            parameters.result = run.nodes.segmentation
+            self.resultPanel.rememberFolder(run.nodes.runId, run.keptFolder)
             if self._parameterNode is not None:
-                parameters = self._parameterNode
-                qt.QSettings().setValue(f"{_SETTINGS}/seconds/{parameters.device}/{parameters.preset}", seconds)
-                parameters.result = run.nodes.segmentation
-                self.resultPanel.rememberFolder(run.nodes.runId, run.keptFolder)
                 self.ui.resultSection.collapsed = False
                 self.resultPanel.showImages()
                 self.resultPanel.step(1)

@@ -219,6 +219,18 @@ def test_a_click_registers_and_propagates(ready, patient, slicer_host, tmp_path)
     assert slicer.app.clipboard().text() == ready.ui.logText.toPlainText()
 
 
+def test_leaving_the_module_does_not_lose_the_run(ready, slicer_host):
+    selector = slicer_host.main_window.moduleSelector()
+    gestures.click(ready.ui.applyButton)
+    slicer_host.process_events(0.5)
+    selector.selectModule("Volumes")
+    slicer_host.wait_until(lambda: not ready.isRunning, 240, "the run's end")
+    panel = slicer_host.show_module("WeakTumourSeg")
+    assert panel._parameterNode.result is panel.logic.run.nodes.segmentation
+    assert panel.ui.tumourTable.rowCount >= 1
+    assert panel.ui.applyButton.text == "Register && Propagate"
+
+
 def test_the_table_leads_to_the_tumours(done, slicer_host):
     from WeakTumourSegLib import geometry, tumour_table
 

@@ -129,6 +129,28 @@ def test_the_result_folder_is_kept_in_a_working_folder(working, nodes, temporary
         working.registerAndPropagate(*nodes, workingFolder=tmp_path / "missing")
 
 
+def test_a_result_that_cannot_be_kept_leaves_no_node(scene, working, nodes, temporary, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(logic.shutil, "move", full)
+    before = ids(scene)
+    with pytest.raises(logic.RunFailed, match="No space left on device"):
+        working.registerAndPropagate(*nodes, workingFolder=tmp_path / "prepared")
+    assert ids(scene) == before
+
+
+def test_a_result_that_does_not_fit_is_not_kept(scene, working, nodes, temporary, tmp_path):
+    (tmp_path / "prepared/result/mr_on_ct.nii.gz").write_bytes(b"")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    before = ids(scene)
+    with pytest.raises(logic.RunFailed, match="cannot be read"):
+        working.registerAndPropagate(*nodes, workingFolder=folder)
+    assert ids(scene) == before
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", ["killed", "memory", "garbage", "disk", "error", "no torch", "silent"])
 def test_a_failure_leaves_the_scene_as_it_was(mode, scene, nodes, temporary):
     before = ids(scene)

@@ -153,9 +153,15 @@ class RegistrationLogic:
             raise
 
         def take(run: Run, result: Path) -> None:
-            run.nodes = _import(result, runId, inputs, movingToWorld, exported)
             if workingFolder:
-                run.keptFolder = _keep(result, Path(workingFolder) / f"WeakTumourSeg {runId}")
+                # First, since moving may fail and must then leave no node.
+                result = run.keptFolder = _keep(result, Path(workingFolder) / f"WeakTumourSeg {runId}")
+            try:
+                run.nodes = _import(result, runId, inputs, movingToWorld, exported)
+            except BaseException:
+                if run.keptFolder is not None:
+                    remove_tree(run.keptFolder)
+                raise
 
         arguments = {
             "mr": str(exported.mr),
@@ -209,7 +215,7 @@ class RegistrationLogic:
                 try:
                     take(run, outcome.folder)
                 except Exception as error:
-                    run.state, run.nodes, run.message = FAILED, None, _sentence(error)
+                    run.state, run.nodes, run.keptFolder, run.message = FAILED, None, None, _sentence(error)
             onFinished(run)
 
         self.run = run
