@@ -31,6 +31,7 @@ class qSlicerApplication(QApplication):
         self._folder = folder
         self._temporary_path = str(folder / "temporary")
         os.makedirs(self._temporary_path)
+        self._startup_environment = QProcessEnvironment.systemEnvironment()  # before PythonSlicer is put on the PATH
         self._testing = False
         self._renders_paused = 0
         # Set by the host, which makes them once there is a scene.
@@ -86,7 +87,8 @@ class qSlicerApplication(QApplication):
         return self._parts.revision_settings
 
     def startupEnvironment(self) -> QProcessEnvironment:
-        return QProcessEnvironment.systemEnvironment()
+        """As it was before Slicer's own folders came into it: a program of Slicer's needs its full path there."""
+        return self._startup_environment
 
     def environment(self) -> QProcessEnvironment:
         return QProcessEnvironment.systemEnvironment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import os
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,24 @@ def make_scene(home: Path) -> tuple[Any, Any, dict[str, Any]]:
         application_logic.SetColorLogic(logics["Colors"])
     finally:
         vtk.vtkObject.GlobalWarningDisplayOn()
+    _add_generic_colours(scene)
     return scene, application_logic, logics
+
+
+def _add_generic_colours(scene: Any) -> None:
+    """A table under the name by which every label map looks for its colours; Slicer reads its own from a file."""
+    colours = slicer.vtkMRMLColorTableNode()
+    colours.SetSingletonTag("FileGenericColors.txt")
+    colours.SetName("GenericColors")
+    colours.SetHideFromEditors(True)
+    colours.SetTypeToUser()
+    colours.SetNumberOfColors(256)
+    colours.SetColor(0, "background", 0.0, 0.0, 0.0, 0.0)
+    for value in range(1, 256):
+        # Steps of the golden angle around the colour circle: neighbours in value are far apart in hue.
+        red, green, blue = colorsys.hsv_to_rgb(value * 0.381966 % 1.0, 0.7, 0.9)
+        colours.SetColor(value, f"region {value}", red, green, blue, 1.0)
+    scene.AddNode(colours)
 
 
 def _set_up_files(scene: Any, application_logic: Any, home: Path, remote: Any, manager: Any) -> None:
@@ -83,12 +101,29 @@ class SubjectHierarchyFiller:
     def __init__(self, scene: Any):
         self._scene = scene
         scene.AddObserver(scene.NodeAddedEvent, self._node_added)
+        scene.AddObserver(scene.NodeAboutToBeRemovedEvent, self._node_leaves)
         scene.AddObserver(scene.EndImportEvent, lambda caller, event: self._fill())
+        scene.AddObserver(scene.EndCloseEvent, lambda caller, event: self._hierarchy())
+
+    def _hierarchy(self) -> Any:
+        """The one hierarchy: made where there is none, merged where a scene file brought a second."""
+        return slicer.vtkMRMLSubjectHierarchyNode.ResolveSubjectHierarchy(self._scene)
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _node_added(self, scene: Any, event: str, node: Any) -> None:
-        if not scene.IsImporting():  # a scene file brings its own hierarchy
+        if node.IsA("vtkMRMLSubjectHierarchyNode"):
+            self._hierarchy()
+        elif not scene.IsImporting():  # a scene file brings its own hierarchy
             self._place(node)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _node_leaves(self, scene: Any, event: str, node: Any) -> None:
+        if scene.IsClosing() or node.IsA("vtkMRMLSubjectHierarchyNode"):
+            return
+        hierarchy = self._hierarchy()
+        item = hierarchy.GetItemByDataNode(node)
+        if item:
+            hierarchy.RemoveItem(item, False, False)
 
     def _fill(self) -> None:
         for index in range(self._scene.GetNumberOfNodes()):
@@ -97,7 +132,7 @@ class SubjectHierarchyFiller:
     def _place(self, node: Any) -> None:
         if node.GetHideFromEditors() or not any(node.IsA(name) for name in self.DATA_NODES):
             return
-        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self._scene)
+        hierarchy = self._hierarchy()
         if not hierarchy.GetItemByDataNode(node):
             hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from PySide6.QtCore import Property
 
-from slicerhost.pythonqt import declared_names
+from slicerhost import pythonqt
+
+pythonqt.install()  # a stand-in must find Qt's classes with the manners of PythonQt when it is made
 
 STAND_INS: dict[str, type] = {}
 
@@ -26,7 +28,7 @@ def stands_in(*signals: str) -> Callable[[type], type]:
     def register(cls: type) -> type:
         cls._stands_for_cpp = True
         cls._cpp_signals = {signal: _as_pyside(signal) for signal in signals}
-        cls._declared = declared_names(cls, inherited=False)
+        cls._declared = pythonqt.declared_names(cls, inherited=False)
         STAND_INS[cls.__name__] = cls
         return cls
 

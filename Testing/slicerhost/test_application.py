@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -46,14 +47,26 @@ def test_the_window_lives_while_a_process_runs(slicer_host):
     timer.connect("timeout()", lambda: ticks.append(time.monotonic()))
     timer.start(10)
     script = "import time\nfor n in range(4):\n    print(n, flush=True)\n    time.sleep(0.1)\nraise SystemExit(3)"
+    program = [shutil.which("PythonSlicer"), "-c", script]
     slicer.util.launchConsoleProcess(
-        ["PythonSlicer", "-c", script], blocking=False, logCallback=lines.append, completedCallback=ended.append
+        program,
+        blocking=False,
+        logCallback=lines.append,
+        completedCallback=ended.append,
     )
     slicer_host.wait_until(lambda: ended, timeout_s=20, what="the end of the process")
     assert lines == ["0", "1", "2", "3"]
     assert ended == [3]
     assert len(ticks) > 10
     assert max(np.diff(ticks)) < 0.5
+
+
+def test_python_slicer_is_found_on_slicers_path_only(slicer_host):
+    import slicer
+
+    assert shutil.which("PythonSlicer") == str(slicer_host.folder / "bin" / "PythonSlicer")
+    with pytest.raises(FileNotFoundError):
+        slicer.util.launchConsoleProcess(["PythonSlicer", "-c", ""])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the launcher is a shell script")
@@ -150,8 +163,26 @@ def test_slicers_own_modules_have_their_logics(slicer_host, volume):
     assert slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labels, segmentation)
     (segment_id,) = segmentation.GetSegmentation().GetSegmentIDs()
     assert slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment_id, volume).sum() == 8
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    assert hierarchy.GetItemByDataNode(segmentation)
+
+
+def test_data_nodes_have_their_place_in_the_subject_hierarchy(slicer_host, volume, tmp_path):
+    import slicer
+
+    def hierarchy():
+        return slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+
+    item = hierarchy().GetItemByDataNode(volume)
+    assert hierarchy().GetItemName(item) == "CT"
+    study = hierarchy().CreateStudyItem(hierarchy().GetSceneItemID(), "study")
+    hierarchy().SetItemParent(item, study)
+    path = slicer_host.save_scene(tmp_path / "case.mrb")
+    slicer.mrmlScene.RemoveNode(volume)
+    assert hierarchy().GetNumberOfItems() == 1
+    slicer_host.close_scene()
+    slicer_host.load_scene(path)
+    item = hierarchy().GetItemByDataNode(slicer.util.getNode("CT"))
+    assert hierarchy().GetItemName(hierarchy().GetItemParent(item)) == "study"
+    assert len(slicer.util.getNodesByClass("vtkMRMLSubjectHierarchyNode")) == 1
 
 
 def test_closing_the_scene_tells_so_and_empties_it(slicer_host, volume):

@@ -10,17 +10,19 @@ from slicerhost import missing_packages
 if missing_packages():
     pytest.skip(missing_packages(), allow_module_level=True)
 
-from slicerhost import start, views
-
-start()
-if views.missing_egl():
-    pytest.skip(views.missing_egl(), allow_module_level=True)
+from slicerhost import views
 
 BRIGHT = (slice(10, 20), slice(10, 30), slice(10, 40))  # k, j, i
 
 
 @pytest.fixture
-def scene_with_overlay(slicer_host):
+def egl(slicer_host):
+    if views.missing_egl():
+        pytest.skip(views.missing_egl())
+
+
+@pytest.fixture
+def scene_with_overlay(slicer_host, egl):
     """A grey block in a dark volume, and a red segment on the half of it to the patient's left (R below 0)."""
     import slicer
 
