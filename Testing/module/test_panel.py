@@ -369,6 +369,7 @@ def test_models_are_listed_verified_and_imported(panel, slicer_host, tmp_path, m
     gestures.click(panel.ui.importModelButton)
     slicer_host.wait_until(lambda: not models.isBusy, 60, "the import")
     combo = panel.ui.segmentationModelComboBox
+    assert "Imported copy" in panel.ui.modelsLabel.text
     gestures.choose(combo, "copy (yours)")
     assert panel._parameterNode.segmentationModel == "copy"
     (tmp_path / "no model.pt").write_text("no model")

@@ -84,6 +84,8 @@ def childEnvironment() -> dict[str, str]:
     environment = dict(os.environ)
     if hasattr(slicer, "app") and hasattr(slicer.app, "startupEnvironment"):
         environment = dict(slicer.util.startupEnvironment())
+        # Set inside Slicer: the worker must look for models where the panel does.
+        environment.update({name: value for name, value in os.environ.items() if name.startswith("WEAKTUMOUR_")})
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(MODULE_FOLDER), environment.get("PYTHONPATH"))))
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
