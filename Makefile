@@ -5,7 +5,7 @@ PYTHON ?=
 export TORCH PYTHON
 
 BIN := .venv/bin
-TEST_EXTRAS := test,train,benchmark
+TEST_EXTRAS := test,train,benchmark,slicer
 PYTEST_ARGS ?=
 
 .PHONY: help demo test check lint format benchmark-smoke icon clean set-up set-up-tests
@@ -37,8 +37,9 @@ benchmark-smoke: set-up-tests ## run each benchmark script on its smallest case 
 	@rm -rf build/benchmark-smoke
 	@$(BIN)/weaktumour benchmark --cases 1 --methods affine,convexadam --out build/benchmark-smoke
 
-icon: set-up-tests ## draw WeakTumourSeg.png again
+icon: set-up-tests ## draw WeakTumourSeg.png again, for the extension and for the module
 	@$(BIN)/python Resources/make_icon.py
+	@cp WeakTumourSeg.png WeakTumourSeg/Resources/Icons/WeakTumourSeg.png
 
 clean: ## remove .venv, demo/ and what tools leave behind
 	@rm -rf .venv demo build dist WeakTumourSeg/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -43,7 +43,8 @@ need_package() {
         echo "set-up: installing $1" >&2
         DEBIAN_FRONTEND=noninteractive
         export DEBIAN_FRONTEND
-        { apt-get -qq update && apt-get -qq install -y --no-install-recommends "$1"; } >/dev/null ||
+        # shellcheck disable=SC2086  # $1 may name several
+        { apt-get -qq update && apt-get -qq install -y --no-install-recommends $1; } >/dev/null ||
             fail "$2 is missing and apt-get could not install $1; install it and run this again."
     else
         fail "$2 is missing; install it (Debian, Ubuntu: apt-get install $1) and run this again."
@@ -62,6 +63,27 @@ make_venv() {
 check_libraries() {
     [ "$(uname -s)" = Linux ] || return 0
     "$VENV/bin/python" -c 'import ctypes; ctypes.CDLL("libstdc++.so.6")' 2>/dev/null || need_package libstdc++6 "libstdc++"
+}
+
+# What the wheels of Qt and VTK (extra slicer) leave to the system, by Debian's package. The tests that need them skip
+# where they are missing, so that a user who is not root can run all the others.
+check_slicer_libraries() {
+    case ",$EXTRAS," in *,slicer,*) ;; *) return 0 ;; esac
+    [ "$(uname -s)" = Linux ] || return 0
+    missing=
+    for library in libEGL.so.1:libegl1 libGL.so.1:libgl1 libX11.so.6:libx11-6 libxkbcommon.so.0:libxkbcommon0 \
+        libdbus-1.so.3:libdbus-1-3 libfontconfig.so.1:libfontconfig1 libgthread-2.0.so.0:libglib2.0-0 \
+        libgssapi_krb5.so.2:libgssapi-krb5-2; do
+        "$VENV/bin/python" -c "import ctypes; ctypes.CDLL('${library%%:*}')" 2>/dev/null ||
+            missing="$missing ${library#*:}"
+    done
+    [ -n "$missing" ] || return 0
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        need_package "${missing# }" "a library for the tests of the Slicer module"
+    else
+        echo "set-up: the tests of the Slicer module will be skipped: they need (Debian, Ubuntu)" \
+            "apt-get install$missing" >&2
+    fi
 }
 
 pip_install() {
@@ -105,6 +127,7 @@ for ready in "$VENV"/ready-*; do # of another TORCH or another list of packages
     [ "$(cat "$ready" 2>/dev/null)" = "$wanted" ] || rm -f "$ready"
 done
 install_torch
+check_slicer_libraries
 pip_install --constraint constraints.txt --editable ".${EXTRAS:+[$EXTRAS]}" ||
     fail "the packages could not be installed (pip's reason is above); check the connection to the package index and run this again."
 echo "$wanted" >"$VENV/ready-$EXTRAS"

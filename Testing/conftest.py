@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from slicerhost.fixtures import slicer_host  # noqa: F401
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 NO_SKIP = os.environ.get("WEAKTUMOUR_NO_SKIP") == "1"
 

@@ -89,23 +89,66 @@ def test_a_missing_list_is_an_error(tmp_path: Path):
         check.main([str(tmp_path)])
 
 
+# What the module's CMakeLists takes from Slicer: scripts and resources are installed with their folders.
+SLICER_MACROS = """
+function(slicerMacroBuildScriptedModule)
+  cmake_parse_arguments(MODULE "WITH_GENERIC_TESTS" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
+  if(MODULE_UNPARSED_ARGUMENTS OR NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${MODULE_NAME}.py")
+    message(FATAL_ERROR "not as Slicer's macro wants it: ${MODULE_UNPARSED_ARGUMENTS}")
+  endif()
+  foreach(file IN LISTS MODULE_SCRIPTS MODULE_RESOURCES)
+    get_filename_component(folder "${file}" DIRECTORY)
+    install(FILES "${file}" DESTINATION "lib/modules/${folder}")
+  endforeach()
+  foreach(file IN LISTS MODULE_RESOURCES)
+    if(file MATCHES "[.]py$")
+      message(FATAL_ERROR "${file} is a script, not a resource")
+    endif()
+  endforeach()
+endfunction()
+function(slicer_add_python_unittest)
+  cmake_parse_arguments(TEST "" "SCRIPT" "" ${ARGN})
+  if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/${TEST_SCRIPT}")
+    message(FATAL_ERROR "no test ${TEST_SCRIPT}")
+  endif()
+  message(STATUS "self-test ${TEST_SCRIPT}")
+endfunction()
+"""
+
+
 def test_what_cmake_installs_runs(tmp_path: Path):
-    # The module's own CMakeLists with the one variable that it takes from Slicer.
     source = tmp_path / "source"
     source.mkdir()
     (source / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.16)\nproject(Host NONE)\n"
-        "set(Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR lib/modules)\n"
+        f"cmake_minimum_required(VERSION 3.16)\nproject(Host NONE)\n{SLICER_MACROS}\nset(BUILD_TESTING ON)\n"
         f'add_subdirectory("{MODULE.as_posix()}" module)\n'
     )
     build, target = tmp_path / "build", tmp_path / "target"
+    told: list[str] = []
     for options in (["-S", source, "-B", build], ["--install", build, "--prefix", target]):
         done = run(Path(cmake.CMAKE_BIN_DIR) / "cmake", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        told.append(done.stdout)
+    assert "self-test WeakTumourSeg.py" in told[0]
     modules = target / "lib/modules"
     assert check.files_of(modules) == check.files_of(MODULE)
     assert_runs_from(modules, tmp_path)
     assert_has_the_models(modules, modules / "Resources/Models", tmp_path)
+
+
+def test_the_index_entry_agrees_with_cmake():
+    cmake_text = (REPOSITORY / "CMakeLists.txt").read_text(encoding="utf-8")
+    entry = json.loads((REPOSITORY / "WeakTumourSeg.json").read_text(encoding="utf-8"))
+    (address,) = re.findall(r'^set\(WeakTumourSeg_REPOSITORY "(.*)"\)$', cmake_text, re.MULTILINE)
+    assert entry["scm_url"] == f"{address}.git"
+    assert cmake_text.count(address) == 1
+    assert f'set(EXTENSION_CATEGORY "{entry["category"]}")' in cmake_text
+    assert f'set(EXTENSION_DEPENDS "{" ".join(entry["build_dependencies"])}")' in cmake_text
+
+
+def test_the_module_shows_the_extensions_icon():
+    icon = MODULE / "Resources/Icons/WeakTumourSeg.png"
+    assert icon.read_bytes() == (REPOSITORY / "WeakTumourSeg.png").read_bytes()
 
 
 # -- what pip installs ------------------------------------------------------------------------------------------------
@@ -179,7 +222,7 @@ def assert_has_the_models(site: Path, folder: Path, cwd: Path) -> None:
 def test_each_dependency_is_pinned_within_its_range():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    texts = [*project["dependencies"], *extras["test"], *extras["train"], *extras["benchmark"]]
+    texts = [*project["dependencies"], *extras["test"], *extras["train"], *extras["benchmark"], *extras["slicer"]]
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     for requirement in map(Requirement, texts):

@@ -1,0 +1,495 @@
+"""WeakTumourSeg's Slicer module: load, click Register & Propagate, trust or correct.
+
+Thin: what the panel does stands in WeakTumourSegLib, the registration itself in the engine (weaktumour), which runs in
+a process of its own. Importing this module imports no torch and does nothing else either.
+"""
+
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import ctk
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+from weaktumour.errors import InputError
+from WeakTumourSegLib import installation
+from WeakTumourSegLib.logic import NO_MODEL, STAGES, RegistrationLogic, loadCase, qtTicker
+from WeakTumourSegLib.models_panel import ModelsPanel
+from WeakTumourSegLib.parameters import WeakTumourSegParameterNode, workerAccepts
+from WeakTumourSegLib.result_panel import ResultPanel, openSegmentEditor, segmentEditorNode
+from WeakTumourSegLib.roles_panel import RolesPanel
+from WeakTumourSegLib.scene_export import RunInputs, checkInputs
+from WeakTumourSegLib.worker_process import CANCELLED, DONE, FAILED
+
+_SETTINGS = "WeakTumourSeg"
+_LONGEST_BUTTON_TEXT = 60
+
+
+class WeakTumourSeg(ScriptedLoadableModule):
+    """Name, category and help of the module."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("WeakTumourSeg")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
+        self.parent.dependencies = ["Segmentations", "Volumes", "Transforms", "SubjectHierarchy"]
+        self.parent.contributors = ["The WeakTumourSeg contributors"]
+        self.parent.helpText = _(
+            "Carries liver and tumour labels from a pre-operative MRI onto an intra-operative CT in which the tumour "
+            "cannot be seen. For research only; not a medical device."
+        )
+        self.parent.acknowledgementText = _(
+            "Built on MIND-SSC, MSCGUNet and the works that the README names; cite them with it."
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData():
+    """Put the simulated patient into Sample Data. It is made on this machine, nothing is downloaded."""
+    try:
+        import SampleData
+    except ImportError:  # a Slicer without that module
+        return
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="WeakTumourSeg",
+        sampleName="Simulated liver patient",
+        uris=[],
+        fileNames=[],
+        nodeNames=[],
+        thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "WeakTumourSeg.png"),
+        customDownloader=loadSimulatedPatient,
+    )
+
+
+def loadSimulatedPatient(source=None):
+    """MRI, CT and MRI segmentation of a simulated patient as new nodes."""
+
+    def show(event):
+        if event["event"] == "progress" and isinstance(event.get("remaining_s"), int | float):
+            slicer.util.showStatusMessage(
+                _("Simulating a patient, about {time} left").format(time=durationText(event["remaining_s"]))
+            )
+
+    with slicer.util.tryWithErrorDisplay(_("The simulated patient could not be made."), waitCursor=True):
+        return list(WeakTumourSegLogic().simulatePatient(onEvent=show).loaded)
+    return []
+
+
+class WeakTumourSegLogic(ScriptedLoadableModuleLogic, RegistrationLogic):
+    """`WeakTumourSegLogic().registerAndPropagate(mr, ct, segmentation)`: see WeakTumourSegLib.logic."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleLogic.__init__(self, parent)
+
+    def getParameterNode(self):
+        return WeakTumourSegParameterNode(super().getParameterNode())
+
+
+class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel: shows the parameter node, starts and stops runs."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._parameterNode = None
+        self._guiTag = None
+        self._machine = installation.Machine()
+        self._probe = None
+        self._runStarted = 0.0
+        self._runKind = ""  # device and preset of the run, by which its time is remembered
+        self._message = ""  # what the last run had to say, until the next start
+
+    # -- life -------------------------------------------------------------------------------------------------------
+    def setup(self):
+        ScriptedLoadableModuleWidget.setup(self)
+        self._uiWidget = uiWidget = slicer.util.loadUI(self.resourcePath("UI/WeakTumourSeg.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.logic = WeakTumourSegLogic()
+        self.rolesPanel = RolesPanel(self.ui.rolesTable, self._checkCanApply)
+        self.resultPanel = ResultPanel(self.ui, uiWidget)
+        self.modelsPanel = ModelsPanel(self.ui, self._onModelChosen, self._log, qtTicker)
+        self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", "WeakTumourSeg.Kind", "segmentation")
+        self.ui.uncertaintyComboBox.enabled = workerAccepts("uncertainty")
+        if not workerAccepts("uncertainty"):
+            self.ui.uncertaintyComboBox.toolTip = _("This version does not assess the uncertainty yet.")
+        self.ui.workingFolderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Writable
+        self.ui.workingFolderEdit.currentPath = slicer.util.settingsValue(f"{_SETTINGS}/workingFolder", "")
+
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        # After the node selectors, which take in the loaded nodes at the same event.
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport, priority=-1.0)
+        self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
+        self.ui.installTorchButton.connect("clicked(bool)", self.onInstallTorch)
+        self.ui.importModelHintButton.connect("clicked(bool)", lambda checked=False: self.modelsPanel.chooseAndImport())
+        self.ui.copyLogButton.connect("clicked(bool)", self.onCopyLog)
+        self.ui.workingFolderEdit.connect("currentPathChanged(QString)", self._onWorkingFolder)
+        self.initializeParameterNode()
+
+    def cleanup(self):
+        """The module or the application ends."""
+        if self.logic is not None and self.logic.run is not None:
+            self.logic.run.abort()
+        if self._probe is not None:
+            self._probe.abandon()
+            self._probe = None
+        self.modelsPanel.close()
+        self.resultPanel.close()
+        self.ui.segmentEditorWidget.setMRMLSegmentEditorNode(None)
+        self.setParameterNode(None)
+        self.removeObservers()
+        # A reload only hides the old panel, which must not go on following the scene.
+        self._uiWidget.setMRMLScene(None)
+        self._uiWidget.deleteLater()
+
+    def enter(self):
+        self.initializeParameterNode()
+        self.resultPanel.installShortcuts()
+        self.ui.segmentEditorWidget.installKeyboardShortcuts()
+        self._checkInstallation()
+
+    def exit(self):
+        self.resultPanel.measureEditsNow()
+        self.resultPanel.removeShortcuts()
+        self.ui.segmentEditorWidget.setActiveEffectByName("")
+        self.ui.segmentEditorWidget.uninstallKeyboardShortcuts()
+        self.ui.segmentEditorWidget.removeViewObservations()
+        self.setParameterNode(None)
+
+    def onSceneStartClose(self, caller, event):
+        if self.logic.run is not None:
+            self.logic.run.abort()
+        self.resultPanel.show(None)
+        self.rolesPanel.show(None)
+        self.ui.segmentEditorWidget.setSegmentationNode(None)
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, caller, event):
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def onSceneEndImport(self, caller, event):
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    # -- parameters -------------------------------------------------------------------------------------------------
+    def initializeParameterNode(self):
+        """Use the scene's parameter node; where nothing is chosen yet, the first volumes are."""
+        self.setParameterNode(self.logic.getParameterNode())
+
+    def setParameterNode(self, parameterNode):
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersChanged)
+        self._parameterNode = parameterNode
+        if parameterNode is not None:
+            self._guiTag = parameterNode.connectGui(self.ui)
+            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersChanged)
+            self._onParametersChanged()
+
+    def _onParametersChanged(self, caller=None, event=None):
+        parameters = self._parameterNode
+        if parameters is None:
+            return
+        self.rolesPanel.show(parameters.mrSegmentation)
+        self.ui.rolesLabel.visible = parameters.mrSegmentation is not None
+        self.modelsPanel.choose("registration", parameters.registrationModel)
+        self.modelsPanel.choose("segmentation", parameters.segmentationModel)
+        if parameters.result is not self.resultPanel.node:
+            self.resultPanel.show(parameters.result)
+            openSegmentEditor(self.ui.segmentEditorWidget, self.resultPanel.node, segmentEditorNode())
+        self._showMachine()
+        self._checkCanApply()
+
+    def _onModelChosen(self, task, modelId):
+        if task == "registration":
+            self._parameterNode.registrationModel = modelId
+        else:
+            self._parameterNode.segmentationModel = modelId
+
+    def _onWorkingFolder(self, path):
+        qt.QSettings().setValue(f"{_SETTINGS}/workingFolder", path)
+
+    # -- first use and machine --------------------------------------------------------------------------------------
+    def _checkInstallation(self):
+        """Explain what is missing; where torch is there, ask what the machine can do."""
+        hasTorch = installation.hasTorch()
+        self.ui.installationFrame.visible = not hasTorch
+        self.ui.installationLabel.text = _(
+            "The computation needs PyTorch, which is not installed. Install it here once (about 200 MB, with a GPU "
+            "build up to 3 GB; you are asked first). Offline: install the PyTorch extension from a file."
+        )
+        if hasTorch and self._probe is None and not self._machine.devices:
+            self.ui.deviceInfoLabel.text = _("Looking for devices...")
+            self._probe = installation.probeMachine(self._onMachine, qtTicker)
+        self._checkCanApply()
+
+    def _onMachine(self, machine):
+        self._probe = None
+        self._machine = machine
+        self._showMachine()
+
+    def _showMachine(self):
+        parameters = self._parameterNode
+        if parameters is None or self._probe is not None:
+            return
+        self.ui.deviceInfoLabel.text = installation.describeDevice(self._machine, parameters.device)
+        measured = slicer.util.settingsValue(
+            f"{_SETTINGS}/seconds/{parameters.device}/{parameters.preset}", 0.0, converter=float
+        )
+        estimate = self._machine.seconds.get(parameters.preset)
+        if measured:
+            self.ui.presetTimeLabel.text = _("took {time} here last time").format(time=durationText(measured))
+        elif estimate:
+            self.ui.presetTimeLabel.text = _("about {time} or more").format(time=durationText(estimate))
+        else:
+            self.ui.presetTimeLabel.text = ""
+
+    def onInstallTorch(self, checked=False):
+        with slicer.util.tryWithErrorDisplay(_("PyTorch was not installed."), waitCursor=True):
+            installation.installTorch()
+        self._checkInstallation()
+
+    # -- run --------------------------------------------------------------------------------------------------------
+    @property
+    def isRunning(self):
+        return self.logic.run is not None and self.logic.run.isRunning
+
+    def problem(self):
+        """Why a run cannot start, in one sentence; empty where it can."""
+        parameters = self._parameterNode
+        if parameters is None:
+            return _("The scene is being closed.")
+        if not installation.hasTorch():
+            return _("Install PyTorch first, see above.")
+        inputs = RunInputs(parameters.mrVolume, parameters.ctVolume, parameters.mrSegmentation, parameters.ctLiver)
+        try:
+            checkInputs(inputs, parameters.segmentationModel != NO_MODEL)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _checkCanApply(self, caller=None, event=None):
+        """Text, tooltip and state of the one button, and the line below it."""
+        button = self.ui.applyButton
+        if self.isRunning:
+            button.text, button.toolTip, button.enabled = _("Cancel"), _("Stop; the scene stays as it was."), True
+            return
+        problem = self.problem()
+        button.enabled = not problem
+        short = problem if len(problem) <= _LONGEST_BUTTON_TEXT else _("Cannot run yet, see below")
+        button.text = short.rstrip(".").replace("&", "&&") if problem else _("Register && Propagate")
+        button.toolTip = problem or _(
+            "Register the MRI onto the CT and carry the labels over. The inputs stay as they are."
+        )
+        self.ui.statusLabel.text = problem or self._message
+        self.ui.progressBar.visible = False
+
+    def onApplyButton(self, checked=False):
+        if self.isRunning:
+            self.ui.applyButton.enabled = False
+            self.ui.applyButton.text = _("Cancelling...")
+            self.logic.run.cancel()
+            return
+        self._message = ""
+        self.ui.logText.clear()
+        self._runStarted = time.monotonic()
+        parameters = self._parameterNode
+        self._runKind = f"{parameters.device}/{parameters.preset}"
+        stages = [
+            stage
+            for stage, use in zip(STAGES, (True, parameters.useMSCGUNet, parameters.useRefinement), strict=True)
+            if use
+        ]
+        try:
+            with slicer.util.WaitCursor():
+                self.logic.registerAndPropagate(
+                    parameters.mrVolume,
+                    parameters.ctVolume,
+                    parameters.mrSegmentation,
+                    parameters.ctLiver,
+                    preset=parameters.preset,
+                    device=parameters.device,
+                    stages=tuple(stages),
+                    seed=parameters.seed,
+                    uncertainty=parameters.uncertainty if workerAccepts("uncertainty") else None,
+                    registrationModel=parameters.registrationModel,
+                    segmentationModel=parameters.segmentationModel,
+                    workingFolder=self.ui.workingFolderEdit.currentPath or None,
+                    onEvent=self._onEvent,
+                    onFinished=self._onFinished,
+                    wait=False,
+                )
+        except InputError as error:
+            self._message = str(error)
+            self._checkCanApply()
+            return
+        self.ui.progressBar.value = 0
+        self.ui.progressBar.visible = True
+        self.ui.statusLabel.text = _("Starting...")
+        self._checkCanApply()
+
+    def _onEvent(self, event):
+        if event["event"] == "progress":
+            fraction, remaining = event.get("fraction"), event.get("remaining_s")
+            if isinstance(fraction, int | float):
+                self.ui.progressBar.value = round(1000 * min(max(fraction, 0.0), 1.0))
+            text = stageText(str(event.get("stage") or ""))
+            if isinstance(remaining, int | float):
+                text = _("{stage}, about {time} left").format(stage=text, time=durationText(remaining))
+            self.ui.statusLabel.text = text
+        elif event["event"] in ("log", "error"):
+            self._log(str(event.get("message", "")))
+
+    def _onFinished(self, run):
+        if run.state == DONE:
+            seconds = time.monotonic() - self._runStarted
+            self._message = _("Done in {time}.").format(time=durationText(seconds))
+            qt.QSettings().setValue(f"{_SETTINGS}/seconds/{self._runKind}", seconds)
+            # The user may have left the module meanwhile.
+            parameters = self._parameterNode or self.logic.getParameterNode()
+            parameters.result = run.nodes.segmentation
+            self.resultPanel.rememberFolder(run.nodes.runId, run.keptFolder)
+            if self._parameterNode is not None:
+                self.ui.resultSection.collapsed = False
+                self.resultPanel.showImages()
+                self.resultPanel.step(1)
+        elif run.state == CANCELLED:
+            self._message = _("Cancelled; the scene is as it was.")
+        elif run.state == FAILED:
+            self._message = run.message
+            self._log(run.message)
+        self._checkCanApply()
+        self._showMachine()
+
+    # -- log --------------------------------------------------------------------------------------------------------
+    def _log(self, line):
+        self.ui.logText.appendPlainText(line)
+
+    def onCopyLog(self, checked=False):
+        slicer.app.clipboard().setText(self.ui.logText.toPlainText())
+
+    # -- development ------------------------------------------------------------------------------------------------
+    def onReload(self):
+        """Reload the library with the module; what is saved in the scene stays."""
+        # Forgotten, not reloaded one by one: a module would keep what it took from another that comes later.
+        for name in [name for name in sys.modules if name.split(".")[0] == "WeakTumourSegLib"]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
+
+def stageText(stage):
+    """The worker's stages in the user's words."""
+    return {
+        "read": _("Reading the volumes"),
+        "segmentation": _("Looking for the livers"),
+        "alignment": _("Aligning"),
+        "mscgunet": _("Predicting the deformation"),
+        "refinement": _("Refining the deformation"),
+        "propagation": _("Carrying the labels over"),
+        "write": _("Writing the result"),
+        "report": _("Writing the report"),
+        "simulate": _("Simulating the patient"),
+    }.get(stage, stage)
+
+
+def durationText(seconds):
+    """A time span for people."""
+    if seconds < 100:
+        return _("{seconds} s").format(seconds=max(1, round(seconds)))
+    return _("{minutes} min").format(minutes=round(seconds / 60))
+
+
+class WeakTumourSegTest(ScriptedLoadableModuleTest):
+    """Self-test for a real Slicer (--testing), under a minute. Installs and downloads nothing.
+
+    Without PyTorch it tests all but the worker, and says so.
+    """
+
+    def setUp(self):
+        slicer.mrmlScene.Clear(0)
+
+    def runTest(self):
+        for test in (self.test_panel, self.test_exportOfTransformedVolumes, self.test_registration):
+            self.setUp()
+            test()
+        self.delayDisplay(_("Test passed."))
+
+    def test_panel(self):
+        """The panel opens, and says what is missing."""
+        slicer.util.selectModule("WeakTumourSeg")
+        widget = slicer.util.getModuleWidget("WeakTumourSeg")
+        self.assertFalse(widget.ui.applyButton.enabled)
+        self.assertTrue(widget.ui.applyButton.toolTip)
+
+    def test_exportOfTransformedVolumes(self):
+        """What the worker is given lies where it lies in the scene."""
+        import numpy as np
+        import SimpleITK as sitk
+
+        from WeakTumourSegLib import geometry
+        from WeakTumourSegLib.scene_export import exportVolume
+
+        node = slicer.util.addVolumeFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4), name="MRI")
+        transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode")
+        turn = vtk.vtkTransform()
+        turn.RotateZ(30)
+        turn.Translate(10, 20, 30)
+        transform.SetMatrixTransformToParent(turn.GetMatrix())
+        node.SetAndObserveTransformNodeID(transform.GetID())
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "volume.nrrd"
+            exportVolume(node, path)
+            image = sitk.ReadImage(str(path))
+            found = np.array(image.TransformIndexToPhysicalPoint((3, 2, 1))) * [-1, -1, 1]
+            expected = geometry.transformPoints(geometry.ijkToWorld(node), np.array([3, 2, 1]))
+            self.assertLess(np.linalg.norm(found - expected), 0.01)
+
+    def test_registration(self):
+        """The shipped weights on a small simulated patient, through the worker process."""
+        if not installation.hasTorch():
+            self.delayDisplay(_("PyTorch is not installed: the worker was not tested."))
+            return
+        with TemporaryDirectory() as folder:
+            case = Path(folder) / "case"
+            self._simulateSmallPatient(case)
+            patient = loadCase(case)
+        run = WeakTumourSegLogic().registerAndPropagate(
+            patient.mr, patient.ct, patient.segmentation, preset="fast", device="cpu"
+        )
+        self.assertEqual(run.state, DONE)
+        self.assertEqual(
+            run.nodes.segmentation.GetSegmentation().GetNumberOfSegments(),
+            patient.segmentation.GetSegmentation().GetNumberOfSegments(),
+        )
+        self.assertIsNotNone(run.nodes.transform.GetTransformFromParent())
+        self.assertIsNotNone(run.nodes.registeredMR.GetImageData())
+
+    def _simulateSmallPatient(self, folder):
+        """A coarse patient, made in a child process: this one must not import torch."""
+        code = (
+            "from weaktumour.cases import write_case; from weaktumour.simulation import simulate_patient;"
+            "case = simulate_patient(1, ct_spacing_mm=4, mr_spacing_mm=4, anatomy_spacing_mm=2.5, needle=False);"
+            f"write_case({str(folder)!r}, case)"
+        )
+        ended = []
+        installation.Child(["-c", code], lambda code, lines: ended.append((code, lines)), qtTicker)
+        while not ended:
+            slicer.app.processEvents()
+            time.sleep(0.02)
+        self.assertEqual(ended[0][0], 0, "\n".join(ended[0][1]))

@@ -1,0 +1,279 @@
+"""Result, Review and Correct: the table of tumours, the views, hand edits and what becomes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from weaktumour.errors import InputError
+
+from . import review, roles, scene_import, training_export, tumour_table
+
+_EDIT_DELAY_MS = 300
+
+
+class ResultPanel(VTKObservationMixin):
+    """Follows one result segmentation. `ui`: the panel's widgets by name."""
+
+    def __init__(self, ui: Any, shortcutParent: qt.QWidget) -> None:
+        VTKObservationMixin.__init__(self)
+        self.ui = ui
+        self._node: slicer.vtkMRMLSegmentationNode | None = None
+        self._rows: list[tumour_table.TumourRow] = []
+        self._shortcutParent = shortcutParent
+        self._shortcuts: list[qt.QShortcut] = []
+        self._keptFolders: dict[str, Path] = {}
+        # An edit with the brush comes as many changes: measure once they pause.
+        self._editTimer = qt.QTimer(shortcutParent)
+        self._editTimer.setSingleShot(True)
+        self._editTimer.setInterval(_EDIT_DELAY_MS)
+        self._editTimer.connect("timeout()", self.measureEdits)
+        self._setUpTable()
+        ui.tumourTable.connect("cellClicked(int,int)", self._onCellClicked)
+        ui.previousTumourButton.connect("clicked(bool)", lambda checked=False: self.step(-1))
+        ui.nextTumourButton.connect("clicked(bool)", lambda checked=False: self.step(1))
+        ui.blendSlider.connect("valueChanged(double)", lambda value: self.showImages())
+        ui.beforeButton.connect("toggled(bool)", lambda checked: self.showImages())
+        ui.checkerboardButton.connect("toggled(bool)", self._onCheckerboard)
+        ui.outlineCheckBox.connect("toggled(bool)", self._onOutline)
+        ui.showRegisteredButton.connect("clicked(bool)", self._onShowRegistered)
+        ui.saveForTrainingButton.connect("clicked(bool)", self._onSaveForTraining)
+        ui.reportButton.connect("clicked(bool)", self._onReport)
+
+    # -- which result -----------------------------------------------------------------------------------------------
+    @property
+    def node(self) -> slicer.vtkMRMLSegmentationNode | None:
+        return self._node
+
+    def show(self, node: slicer.vtkMRMLSegmentationNode | None) -> None:
+        """Follow another result; None: show nothing. A segmentation that no run made is no result."""
+        if scene_import.resultOf(node) is None:
+            node = None
+        if node is not self._node:
+            self.measureEditsNow()
+            self.removeObservers()
+            self._removeCheckerboard()
+            self._node = node
+            if node is not None:
+                # The node repeats the events of its segmentation, whichever that is.
+                events = slicer.vtkSegmentation
+                for event in (events.SegmentAdded, events.SegmentRemoved, events.SegmentModified):
+                    self.addObserver(node, event, self._onSegmentsChanged)
+                self.addObserver(node, events.SourceRepresentationModified, self._onEdited)
+        self.refresh()
+
+    def rememberFolder(self, runId: str, folder: Path | None) -> None:
+        """Where the working folder keeps a run's result."""
+        if folder is not None:
+            self._keptFolders[runId] = folder
+        self.refresh()
+
+    def close(self) -> None:
+        """Let go of everything, for the scene's or the module's end."""
+        self._editTimer.stop()
+        self.removeShortcuts()
+        self.removeObservers()
+        self._node = None
+
+    # -- table ------------------------------------------------------------------------------------------------------
+    def _setUpTable(self) -> None:
+        table, titles = self.ui.tumourTable, tumour_table.columnTitles()
+        table.setColumnCount(len(titles))
+        table.setHorizontalHeaderLabels(titles)
+        for column, tip in enumerate(tumour_table.columnToolTips()):
+            table.horizontalHeaderItem(column).setToolTip(tip)
+        table.horizontalHeader().setStretchLastSection(True)
+        table.verticalHeader().setVisible(False)
+        table.resizeColumnsToContents()
+
+    def refresh(self) -> None:
+        """Show the node as it is."""
+        self._rows = tumour_table.rows(self._node)
+        table = self.ui.tumourTable
+        table.setRowCount(len(self._rows))
+        for index, row in enumerate(self._rows):
+            for column, text in enumerate(tumour_table.cells(row)):
+                item = qt.QTableWidgetItem(text)
+                item.setToolTip(tumour_table.tooltip(row))
+                table.setItem(index, column, item)
+        table.resizeColumnsToContents()
+        self.ui.runVerdictLabel.text = self._verdictText()
+        self.ui.runVerdictLabel.visible = bool(self.ui.runVerdictLabel.text)
+        hasResult = self._node is not None
+        for widget in (
+            self.ui.previousTumourButton,
+            self.ui.nextTumourButton,
+            self.ui.blendSlider,
+            self.ui.beforeButton,
+            self.ui.checkerboardButton,
+            self.ui.outlineCheckBox,
+            self.ui.showRegisteredButton,
+            self.ui.saveForTrainingButton,
+        ):
+            widget.enabled = hasResult
+        self.ui.reportButton.enabled = self._reportPath() is not None
+
+    def _verdictText(self) -> str:
+        if self._node is None:
+            return _("No result yet.")
+        content = tumour_table.resultContent(self._node)
+        run = content.get("run", {})
+        sentences = [*run.get("reasons", []), *content.get("warnings", [])]
+        if run.get("verdict") == "check_alignment":
+            sentences.insert(0, _("Check the alignment before you use this result."))
+        if not self._rows:
+            sentences.append(_("The result holds no tumour."))
+        return "\n".join(sentences)
+
+    def _onSegmentsChanged(self, caller: Any, event: Any) -> None:
+        self.refresh()
+
+    def _onEdited(self, caller: Any, event: Any) -> None:
+        self._editTimer.start()
+
+    def measureEditsNow(self) -> None:
+        """As `measureEdits`, but only if an edit waits for it."""
+        if self._editTimer.active:
+            self.measureEdits()
+
+    def measureEdits(self) -> None:
+        """Compare every tumour with what the run put there, and measure those that differ."""
+        self._editTimer.stop()
+        if self._node is None:
+            return
+        for segmentId, segment in roles.segmentsOf(self._node):
+            if roles.roleOf(segment) == roles.TUMOUR:
+                tumour_table.updateEdited(self._node, segmentId)
+        self.refresh()
+
+    # -- views ------------------------------------------------------------------------------------------------------
+    def _onCellClicked(self, row: int, column: int) -> None:
+        self._centreOn(row)
+
+    def _centreOn(self, row: int) -> None:
+        if self._node is not None and row < len(self._rows):
+            review.centreOn(self._node, self._rows[row].segmentId)
+            self.ui.segmentEditorWidget.setCurrentSegmentID(self._rows[row].segmentId)
+
+    def step(self, by: int) -> None:
+        """The next (1) or previous (-1) tumour: selected in the table, in the middle of the views."""
+        ids = [row.segmentId for row in self._rows]
+        current = self.ui.tumourTable.currentRow()
+        target = review.neighbour(ids, ids[current] if 0 <= current < len(ids) else None, by)
+        if target is not None:
+            self.ui.tumourTable.selectRow(ids.index(target))
+            self._centreOn(ids.index(target))
+
+    def showImages(self) -> None:
+        """The CT with the MRI over it, as slider and before/after say."""
+        result = scene_import.resultOf(self._node)
+        if result is None or self.ui.checkerboardButton.checked:
+            return
+        with slicer.util.tryWithErrorDisplay(_("The images cannot be shown.")):
+            review.blend(result, self.ui.blendSlider.value, registered=not self.ui.beforeButton.checked)
+
+    def _onCheckerboard(self, checked: bool) -> None:
+        result = scene_import.resultOf(self._node)
+        if checked and result is not None:
+            with slicer.util.tryWithErrorDisplay(_("The checkerboard cannot be shown."), waitCursor=True):
+                review.showCheckerboard(result)
+        else:
+            review.removeCheckerboard()
+            self.showImages()
+
+    def _removeCheckerboard(self) -> None:
+        review.removeCheckerboard()
+        self.ui.checkerboardButton.blockSignals(True)
+        self.ui.checkerboardButton.checked = False
+        self.ui.checkerboardButton.blockSignals(False)
+
+    def _onOutline(self, checked: bool) -> None:
+        if self._node is not None:
+            review.setOutline(self._node, checked)
+
+    def _onShowRegistered(self, checked: bool = False) -> None:
+        with slicer.util.tryWithErrorDisplay(_("The registered MRI cannot be shown.")):
+            scene_import.showRegistered(scene_import.resultOf(self._node))
+
+    # -- keys -------------------------------------------------------------------------------------------------------
+    def installShortcuts(self) -> None:
+        """While the module is open: , and . tumour to tumour, / before and after, ; outlines.
+
+        No letters: the slice views and the Segment Editor use most of them.
+        """
+        self.removeShortcuts()
+        for key, action in (
+            (",", lambda: self.step(-1)),
+            (".", lambda: self.step(1)),
+            ("/", self.ui.beforeButton.toggle),
+            (";", self.ui.outlineCheckBox.toggle),
+        ):
+            shortcut = qt.QShortcut(self._shortcutParent)
+            shortcut.setKey(qt.QKeySequence(key))
+            shortcut.connect("activated()", action)
+            self._shortcuts.append(shortcut)
+
+    def removeShortcuts(self) -> None:
+        for shortcut in self._shortcuts:
+            shortcut.disconnect("activated()")
+            shortcut.setParent(None)
+            shortcut.deleteLater()
+        self._shortcuts = []
+
+    # -- files ------------------------------------------------------------------------------------------------------
+    def _reportPath(self) -> Path | None:
+        runId = self._node.GetAttribute(scene_import.RUN_ATTRIBUTE) if self._node is not None else None
+        folder = self._keptFolders.get(runId)
+        report = folder / "report.html" if folder is not None else None
+        return report if report is not None and report.is_file() else None
+
+    def _onReport(self, checked: bool = False) -> None:
+        report = self._reportPath()
+        if report is not None:
+            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(report)))
+
+    def _onSaveForTraining(self, checked: bool = False) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(
+            self._shortcutParent, _("Folder of cases in which to save this one")
+        )
+        if folder:
+            self.saveForTraining(Path(folder))
+
+    def saveForTraining(self, cohort: Path) -> Path | None:
+        """Write the case; says where, or why not."""
+        try:
+            with slicer.util.WaitCursor():
+                case = training_export.saveForTraining(self._node, cohort)
+        except (InputError, OSError) as error:
+            slicer.util.errorDisplay(str(error), windowTitle=_("The case was not saved"))
+            return None
+        slicer.util.showStatusMessage(_("Saved as {folder}.").format(folder=case), 5000)
+        return case
+
+
+def openSegmentEditor(
+    widget: Any, result: slicer.vtkMRMLSegmentationNode | None, editorNode: slicer.vtkMRMLSegmentEditorNode
+) -> None:
+    """Point the embedded Segment Editor at a result and its CT."""
+    if widget.mrmlSegmentEditorNode() is not editorNode:
+        widget.setMRMLSegmentEditorNode(editorNode)
+    widget.setSegmentationNode(result)
+    if result is not None:
+        widget.setSourceVolumeNode(result.GetNodeReference(scene_import.FIXED_ROLE))
+
+
+def segmentEditorNode() -> slicer.vtkMRMLSegmentEditorNode:
+    """The module's own editor state, one in each scene."""
+    tag = "WeakTumourSeg"
+    node = slicer.mrmlScene.GetSingletonNode(tag, "vtkMRMLSegmentEditorNode")
+    if node is None:
+        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+        node.UnRegister(None)
+        node.SetSingletonTag(tag)
+        node = slicer.mrmlScene.AddNode(node)
+    return node

@@ -1,0 +1,376 @@
+"""A result folder of the worker -> new nodes beside the CT.
+
+The segmentation and the registered MRI use the CT's own IJKToRAS under the CT's parent transform, so that they stay
+with the CT; the label map is taken over voxel by voxel and never resampled. The transform maps world points of the CT
+to world points of the MRI as they stood at the run. Nothing that was in the scene is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from vtk.util.numpy_support import numpy_to_vtk
+
+from weaktumour.errors import InputError
+
+from . import geometry, roles, tumour_table
+from .scene_export import RunInputs, SegmentLabel
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+# Attributes and references that tie the nodes of a run together; they are saved with the scene.
+RUN_ATTRIBUTE = "WeakTumourSeg.Run"
+KIND_ATTRIBUTE = "WeakTumourSeg.Kind"
+MOVING_TO_WORLD_ATTRIBUTE = "WeakTumourSeg.MovingToWorld"
+LABEL_TAG, RESULT_ATTRIBUTE = tumour_table.LABEL_TAG, tumour_table.RESULT_ATTRIBUTE
+SEGMENTATION, TRANSFORM, REGISTERED_MR, SHOWN = "segmentation", "transform", "registeredMR", "shown"
+FIXED_ROLE, MOVING_ROLE, MOVING_SEGMENTATION_ROLE = "spatialFixed", "spatialMoving", "weakTumourSegMRSegmentation"
+_SAME_PLACE_MM = 0.01
+
+
+@dataclass(frozen=True)
+class ResultNodes:
+    """What one run left in the scene. registeredMR may be missing where a user deleted it."""
+
+    runId: str
+    segmentation: slicer.vtkMRMLSegmentationNode
+    transform: slicer.vtkMRMLTransformNode | None
+    registeredMR: slicer.vtkMRMLScalarVolumeNode | None
+
+
+# -- results to nodes -----------------------------------------------------------------------------------------------
+def importResult(
+    folder: Path, runId: str, inputs: RunInputs, movingToWorld: np.ndarray, labels: Sequence[SegmentLabel] = ()
+) -> ResultNodes:
+    """Make the nodes of a run. On any error none is left.
+
+    movingToWorld: nodeToWorld of the MRI at the time of the run. labels: what was exported; colours and terminology
+    are taken from there where a value is in it. Raises InputError where the folder does not fit the CT.
+    """
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    suffix = _number(runId)
+    with allOrNothing() as add:
+        segmentation = add(
+            "vtkMRMLSegmentationNode", _("{ct} liver and tumours {run}").format(ct=inputs.ct.GetName(), run=suffix)
+        )
+        _fillSegmentation(segmentation, folder, inputs.ct, labels)
+        segmentation.SetAttribute(RESULT_ATTRIBUTE, json.dumps(_kept(result)))
+        tumour_table.markComputed(segmentation)
+        transform = add(
+            "vtkMRMLTransformNode",
+            _("{ct} to {mr} {run}").format(ct=inputs.ct.GetName(), mr=inputs.mr.GetName(), run=suffix),
+        )
+        readTransform(folder / "transform.h5", transform)
+        transform.SetAttribute(MOVING_TO_WORLD_ATTRIBUTE, json.dumps(np.asarray(movingToWorld).tolist()))
+        registered = add(
+            "vtkMRMLScalarVolumeNode", _("{mr} registered {run}").format(mr=inputs.mr.GetName(), run=suffix)
+        )
+        _fillRegisteredMR(registered, folder / "mr_on_ct.nii.gz", inputs)
+        for node, kind in ((segmentation, SEGMENTATION), (transform, TRANSFORM), (registered, REGISTERED_MR)):
+            _tieToRun(node, kind, runId, inputs)
+            placeBeside(node, inputs.ct)
+    return ResultNodes(runId, segmentation, transform, registered)
+
+
+def _number(runId: str) -> str:
+    """The run's number in the names of its nodes: one more than there are runs in the scene."""
+    runs = {node.GetAttribute(RUN_ATTRIBUTE) for node in _nodesOfKind(SEGMENTATION)} - {runId}
+    return f"({len(runs) + 1})"
+
+
+def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Of result.json, what the table and the messages show; the rest stays in the file."""
+    return {
+        "tumours": result["tumours"],
+        "run": result["run"],
+        "warnings": result["warnings"],
+        "software": result["software"],
+        "settings": {name: result["settings"].get(name) for name in ("preset", "device", "seed", "stages")},
+        "timings_s": {"total": result["timings_s"].get("total")},
+    }
+
+
+@contextmanager
+def allOrNothing() -> Iterator[Any]:
+    """Yields add(className, name) -> node; when the block raises, all nodes that it added are taken out again."""
+    scene = slicer.mrmlScene
+    before = {scene.GetNthNode(index).GetID() for index in range(scene.GetNumberOfNodes())}
+
+    def add(className: str, name: str) -> slicer.vtkMRMLNode:
+        return scene.AddNewNodeByClass(className, scene.GenerateUniqueName(name))
+
+    try:
+        yield add
+    except BaseException:
+        added = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())]
+        for node in added:  # display and storage nodes too
+            if node.GetID() not in before and scene.IsNodePresent(node):
+                scene.RemoveNode(node)
+        raise
+
+
+def _tieToRun(node: slicer.vtkMRMLNode, kind: str, runId: str, inputs: RunInputs) -> None:
+    node.SetAttribute(RUN_ATTRIBUTE, runId)
+    node.SetAttribute(KIND_ATTRIBUTE, kind)
+    node.SetNodeReferenceID(FIXED_ROLE, inputs.ct.GetID())
+    node.SetNodeReferenceID(MOVING_ROLE, inputs.mr.GetID())
+    if inputs.mrSegmentation is not None:
+        node.SetNodeReferenceID(MOVING_SEGMENTATION_ROLE, inputs.mrSegmentation.GetID())
+
+
+def placeBeside(node: slicer.vtkMRMLNode, other: slicer.vtkMRMLNode) -> None:
+    """Put a node where another one is in the subject hierarchy (its study)."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    otherItem = hierarchy.GetItemByDataNode(other)  # 0: none, as where no application makes the items
+    parent = hierarchy.GetItemParent(otherItem) if otherItem else hierarchy.GetSceneItemID()
+    item = hierarchy.GetItemByDataNode(node)
+    if item:
+        hierarchy.SetItemParent(item, parent)
+    else:
+        hierarchy.CreateItem(parent, node)
+
+
+# -- segmentation ---------------------------------------------------------------------------------------------------
+def _fillSegmentation(
+    node: slicer.vtkMRMLSegmentationNode,
+    folder: Path,
+    ct: slicer.vtkMRMLScalarVolumeNode,
+    labels: Sequence[SegmentLabel],
+) -> None:
+    _lieOn(node, ct)
+    described = {label.value: label for label in (*_labelsOf(folder / "labels.json"), *labels)}
+    _addSegments(node, _readOnCT(folder / "ct_labels.nii.gz", ct), ct, described)
+
+
+def _lieOn(node: slicer.vtkMRMLSegmentationNode, volume: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Geometry, parent transform and display of a segmentation that belongs to a volume."""
+    node.CreateDefaultDisplayNodes()
+    # The parent first: the reference geometry is that of the volume as seen from there.
+    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+
+
+def _addSegments(
+    node: slicer.vtkMRMLSegmentationNode,
+    voxels: np.ndarray,
+    volume: slicer.vtkMRMLScalarVolumeNode,
+    described: Mapping[int, SegmentLabel],
+) -> None:
+    """A segment for each value of a label map (k, j, i) on the volume's grid."""
+    occupied = np.argwhere(voxels)
+    if not len(occupied):
+        return
+    # One label map for all segments, of the size that they need: small, and quick to edit.
+    low, high = occupied.min(0), occupied.max(0) + 1
+    box = np.ascontiguousarray(voxels[low[0] : high[0], low[1] : high[1], low[2] : high[2]])
+    image = geometry.orientedImage(box, geometry.ijkToNode(volume), tuple(low[::-1]))
+    for value in (int(value) for value in np.unique(box) if value):
+        label = described.get(value) or _unnamed(value)
+        segment = slicer.vtkSegment()
+        segment.SetName(label.name)
+        segment.SetColor(*label.colour)
+        segment.SetLabelValue(value)
+        segment.SetTag(segment.GetTerminologyEntryTagName(), label.terminology.serialize())
+        segment.SetTag(LABEL_TAG, str(value))
+        segment.AddRepresentation(binaryLabelmap(), image)
+        segmentId = f"{label.role}_{value}"
+        node.GetSegmentation().AddSegment(segment, segmentId)
+        if label.role == roles.LIVER:  # tumours are looked for inside it
+            node.GetDisplayNode().SetSegmentOpacity2DFill(segmentId, 0.3)
+
+
+def binaryLabelmap() -> str:
+    return slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+
+
+def _labelsOf(path: Path) -> list[SegmentLabel]:
+    """labels.json of a result."""
+    entries = json.loads(path.read_text(encoding="utf-8"))["labels"]
+    return [
+        SegmentLabel(
+            int(entry["value"]),
+            str(entry["name"]),
+            str(entry["role"]),
+            tuple(channel / 255 for channel in entry["colour"]),
+            roles.TERMINOLOGY.get(str(entry["role"]), roles.TERMINOLOGY[roles.NEITHER]),
+        )
+        for entry in entries
+    ]
+
+
+def _unnamed(value: int) -> SegmentLabel:
+    return SegmentLabel(
+        value,
+        _("Label {value}").format(value=value),
+        roles.NEITHER,
+        (0.5, 0.7, 0.5),
+        roles.TERMINOLOGY[roles.NEITHER],
+    )
+
+
+# -- images ---------------------------------------------------------------------------------------------------------
+def _readOnCT(path: Path, ct: slicer.vtkMRMLScalarVolumeNode) -> np.ndarray:
+    """The voxels (k, j, i) of a file that must lie exactly on the CT as it stood at the run."""
+    import SimpleITK as sitk
+
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(_("The result's {file} cannot be read; run again.").format(file=path.name)) from error
+    size = geometry.sizeOf(ct)
+    last = [count - 1 for count in size]
+    if tuple(image.GetSize()) != size or not _samePlace(image, ct, [0, 0, 0], last):
+        raise InputError(_('The CT "{ct}" was changed or moved during the run; run again.').format(ct=ct.GetName()))
+    return sitk.GetArrayFromImage(image)
+
+
+def _samePlace(image: sitk.Image, ct: slicer.vtkMRMLScalarVolumeNode, *corners: list[int]) -> bool:
+    toWorld = geometry.RAS_TO_LPS @ geometry.ijkToWorld(ct)
+    return all(
+        np.allclose(
+            image.TransformIndexToPhysicalPoint(corner),
+            geometry.transformPoints(toWorld, np.array(corner)),
+            atol=_SAME_PLACE_MM,
+        )
+        for corner in corners
+    )
+
+
+def _fillRegisteredMR(node: slicer.vtkMRMLScalarVolumeNode, path: Path, inputs: RunInputs) -> None:
+    voxels = _readOnCT(path, inputs.ct)
+    node.SetAndObserveImageData(geometry.plainImage(voxels))
+    node.SetIJKToRASMatrix(geometry.arrayToMatrix(geometry.ijkToNode(inputs.ct)))
+    node.SetAndObserveTransformNodeID(inputs.ct.GetTransformNodeID())
+    node.CreateDefaultDisplayNodes()
+    source, target = inputs.mr.GetDisplayNode(), node.GetDisplayNode()
+    if source is not None and target is not None:
+        target.SetAutoWindowLevel(source.GetAutoWindowLevel())
+        target.SetWindowLevel(source.GetWindow(), source.GetLevel())
+
+
+def readVolume(path: Path, node: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLScalarVolumeNode:
+    """Fill a new volume node from a file, and return it."""
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(path))
+    toLPS = np.eye(4)
+    toLPS[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    toLPS[:3, 3] = image.GetOrigin()
+    node.SetAndObserveImageData(geometry.plainImage(sitk.GetArrayFromImage(image)))
+    node.SetIJKToRASMatrix(geometry.arrayToMatrix(geometry.RAS_TO_LPS @ toLPS))
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def readSegmentation(
+    path: Path, labelsJson: Path, volume: slicer.vtkMRMLScalarVolumeNode, node: slicer.vtkMRMLSegmentationNode
+) -> slicer.vtkMRMLSegmentationNode:
+    """Fill a new segmentation node from a label map on the grid of a volume, and return it."""
+    import SimpleITK as sitk
+
+    _lieOn(node, volume)
+    described = {label.value: label for label in _labelsOf(labelsJson)}
+    _addSegments(node, sitk.GetArrayFromImage(sitk.ReadImage(str(path))), volume, described)
+    return node
+
+
+# -- transform ------------------------------------------------------------------------------------------------------
+def readTransform(path: Path, node: slicer.vtkMRMLTransformNode) -> None:
+    """Put a displacement field file (fixed -> moving, LPS mm) on a node, as its transform from parent (RAS)."""
+    import SimpleITK as sitk
+
+    try:
+        field = sitk.DisplacementFieldTransform(sitk.ReadTransform(str(path))).GetDisplacementField()
+    except RuntimeError as error:
+        raise InputError(_("The result's {file} cannot be read; run again.").format(file=path.name)) from error
+    node.SetAndObserveTransformFromParent(gridTransform(field))
+
+
+def gridTransform(field: sitk.Image) -> slicer.vtkOrientedGridTransform:
+    """An LPS displacement field image as a grid transform of RAS points."""
+    import SimpleITK as sitk
+
+    displacement = np.array(sitk.GetArrayViewFromImage(field), np.float64)  # (k, j, i, 3) LPS mm
+    displacement[..., :2] *= -1.0  # to RAS
+    image = vtk.vtkImageData()
+    image.SetDimensions(field.GetSize())
+    image.SetSpacing(field.GetSpacing())
+    image.SetOrigin(geometry.transformPoints(geometry.RAS_TO_LPS, np.array(field.GetOrigin())))
+    scalars = numpy_to_vtk(displacement.reshape(-1, 3), deep=True)
+    scalars.SetName("displacement")
+    image.GetPointData().SetScalars(scalars)
+    directions = np.eye(4)
+    directions[:3, :3] = geometry.RAS_TO_LPS[:3, :3] @ np.reshape(field.GetDirection(), (3, 3))
+    transform = slicer.vtkOrientedGridTransform()
+    transform.SetInterpolationModeToLinear()
+    transform.SetDisplacementGridData(image)
+    transform.SetGridDirectionMatrix(geometry.arrayToMatrix(directions))
+    return transform
+
+
+# -- what is in the scene -------------------------------------------------------------------------------------------
+def _nodesOfKind(kind: str, runId: str | None = None) -> list[slicer.vtkMRMLNode]:
+    scene = slicer.mrmlScene
+    nodes = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())]
+    return [
+        node
+        for node in nodes
+        if node.GetAttribute(KIND_ATTRIBUTE) == kind and runId in (None, node.GetAttribute(RUN_ATTRIBUTE))
+    ]
+
+
+def resultSegmentations() -> list[slicer.vtkMRMLSegmentationNode]:
+    """The segmentations of all runs in the scene, oldest first."""
+    return _nodesOfKind(SEGMENTATION)
+
+
+def resultOf(segmentationNode: slicer.vtkMRMLSegmentationNode | None) -> ResultNodes | None:
+    """The nodes of the run that made a segmentation; None where no run did."""
+    if segmentationNode is None or segmentationNode.GetAttribute(KIND_ATTRIBUTE) != SEGMENTATION:
+        return None
+    runId = segmentationNode.GetAttribute(RUN_ATTRIBUTE)
+
+    def first(kind: str) -> Any:
+        return next(iter(_nodesOfKind(kind, runId)), None)
+
+    return ResultNodes(runId, segmentationNode, first(TRANSFORM), first(REGISTERED_MR))
+
+
+# -- show registered ------------------------------------------------------------------------------------------------
+def showRegistered(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
+    """A copy of the MRI that the result transform carries onto the CT; the MRI itself stays where it is.
+
+    The copy lies under a copy of what stood above the MRI at the run, and that under the result transform. Called
+    again, it returns the copy that is there.
+    """
+    shown = [node for node in _nodesOfKind(SHOWN, result.runId) if node.IsA("vtkMRMLScalarVolumeNode")]
+    if shown:
+        return shown[0]
+    moving = result.segmentation.GetNodeReference(MOVING_ROLE)
+    if moving is None or result.transform is None:
+        raise InputError(_("The MRI or the transform of this result is no longer in the scene."))
+    movingToWorld = np.array(json.loads(result.transform.GetAttribute(MOVING_TO_WORLD_ATTRIBUTE)))
+    with allOrNothing() as add:
+        parent = add("vtkMRMLTransformNode", _("{mr} at the run").format(mr=moving.GetName()))
+        parent.SetMatrixTransformToParent(geometry.arrayToMatrix(movingToWorld))
+        parent.SetAndObserveTransformNodeID(result.transform.GetID())
+        clone = add("vtkMRMLScalarVolumeNode", _("{mr} shown registered").format(mr=moving.GetName()))
+        clone.SetAndObserveImageData(moving.GetImageData())  # shared: a volume's voxels are not edited here
+        clone.SetIJKToRASMatrix(geometry.arrayToMatrix(geometry.ijkToNode(moving)))
+        clone.SetAndObserveTransformNodeID(parent.GetID())
+        clone.CreateDefaultDisplayNodes()
+        for node in (parent, clone):
+            node.SetAttribute(RUN_ATTRIBUTE, result.runId)
+            node.SetAttribute(KIND_ATTRIBUTE, SHOWN)
+            placeBeside(node, result.segmentation)
+    return clone

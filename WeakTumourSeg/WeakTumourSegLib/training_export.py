@@ -1,0 +1,107 @@
+"""Save for training: the corrected labels with their images as one case folder, without the patient's name."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import slicer
+from slicer.i18n import tr as _
+
+from weaktumour.errors import InputError
+
+from . import geometry, roles
+from .scene_export import FIRST_TUMOUR_VALUE, LIVER_VALUE, labelMap, segmentsOnGrid
+from .scene_import import FIXED_ROLE, LABEL_TAG, MOVING_ROLE, MOVING_SEGMENTATION_ROLE
+
+if TYPE_CHECKING:
+    from weaktumour.volumes import Volume
+
+
+def saveForTraining(result: slicer.vtkMRMLSegmentationNode, cohort: Path) -> Path:
+    """Write a new case folder into a cohort's folder and return it.
+
+    The case's name is random; node names, which may hold the patient's, are not written.
+    Raises InputError: an input of the run is no longer in the scene, or the MRI's labels no longer fit the result's.
+    """
+    from weaktumour.cases import Case, write_case
+    from weaktumour.workspace import open_workspace
+
+    mr, ct = result.GetNodeReference(MOVING_ROLE), result.GetNodeReference(FIXED_ROLE)
+    mrSegmentation = result.GetNodeReference(MOVING_SEGMENTATION_ROLE)
+    if mr is None or ct is None:
+        raise InputError(_("The MRI or the CT of this result is no longer in the scene; load them again."))
+    if mrSegmentation is None:
+        raise InputError(
+            _("This result was made without an MRI segmentation; a case for training needs one: draw it and run again.")
+        )
+    mrVoxels, mrLabels = labelMap(mrSegmentation, mr)
+    ctVoxels = labelsOnCT(result, ct)
+    _checkSameTumours(result, {label.value: label.name for label in mrLabels})
+    caseId = f"case-{uuid.uuid4().hex[:10]}"
+    names = {value: _plainName(value) for value in sorted({*np.unique(mrVoxels), *np.unique(ctVoxels)} - {0})}
+    case = Case(
+        mr=_volume(slicer.util.arrayFromVolume(mr), mr),
+        ct=_volume(slicer.util.arrayFromVolume(ct), ct),
+        mr_labels=_volume(mrVoxels, mr),
+        label_names={int(value): name for value, name in names.items()},
+        ct_labels=_volume(ctVoxels, ct),
+        info={"id": caseId, "kind": "corrected", "source": "3D Slicer, reviewed by hand", "ct_labels": "corrected"},
+    )
+    with open_workspace(cohort / caseId) as folder:
+        write_case(folder, case)
+    return cohort / caseId
+
+
+def labelsOnCT(result: slicer.vtkMRMLSegmentationNode, ct: slicer.vtkMRMLScalarVolumeNode) -> np.ndarray:
+    """(k, j, i) uint8 on the CT's grid: the result's segments with the values of the run; new tumours the next ones."""
+    voxels = np.zeros(geometry.sizeOf(ct)[::-1], np.uint8)
+    for value, segmentId in sorted(_values(result)):  # the liver first: tumours win
+        voxels[segmentsOnGrid(result, [segmentId], ct)] = value
+    return voxels
+
+
+def _values(result: slicer.vtkMRMLSegmentationNode) -> list[tuple[int, str]]:
+    """(value, segment id) of the liver and all tumours."""
+    segments = roles.segmentsOf(result)
+    used = [int(roles.segmentTag(segment, LABEL_TAG) or 0) for _segmentId, segment in segments]
+    following = max([FIRST_TUMOUR_VALUE - 1, *used]) + 1
+    found = []
+    for segmentId, segment in segments:
+        role, tag = roles.roleOf(segment), roles.segmentTag(segment, LABEL_TAG)
+        if role == roles.LIVER:
+            found.append((LIVER_VALUE, segmentId))
+        elif role == roles.TUMOUR:
+            value = int(tag) if tag else following
+            following += not tag
+            found.append((value, segmentId))
+    return found
+
+
+def _checkSameTumours(result: slicer.vtkMRMLSegmentationNode, mrNames: dict[int, str]) -> None:
+    """One number must be one tumour in both label maps."""
+    computed = {
+        int(roles.segmentTag(segment, LABEL_TAG))
+        for _segmentId, segment in roles.segmentsOf(result)
+        if roles.segmentTag(segment, LABEL_TAG) and roles.roleOf(segment) == roles.TUMOUR
+    }
+    unknown = computed - set(mrNames)
+    if unknown:
+        raise InputError(
+            _("The MRI segmentation has changed since the run (tumour {value} is not in it); run again.").format(
+                value=min(unknown)
+            )
+        )
+
+
+def _plainName(value: int) -> str:
+    """Names that users give may identify the patient; the numbers are enough."""
+    return "Liver" if value == LIVER_VALUE else f"Tumour {value - FIRST_TUMOUR_VALUE + 1}"
+
+
+def _volume(voxels: np.ndarray, node: slicer.vtkMRMLScalarVolumeNode) -> Volume:
+    from weaktumour.volumes import Volume
+
+    return Volume(np.ascontiguousarray(voxels), geometry.worldGrid(node))

@@ -1,0 +1,232 @@
+"""The table of tumours: what the run computed, and what became of it by hand.
+
+The computed figures are an attribute of the result segmentation, a hand edit is a tag of its segment; both are saved
+with the scene. A segment counts as edited while its voxels differ from those that the run put there, so that undoing
+every edit brings the computed verdict back.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import slicer
+from slicer.i18n import tr as _
+
+from . import geometry, roles
+from .scene_export import segmentInWorld
+
+RESULT_ATTRIBUTE = "WeakTumourSeg.Result"
+LABEL_TAG = "WeakTumourSeg.Label"
+_DIGEST_TAG = "WeakTumourSeg.Digest"
+_EDITED_TAG = "WeakTumourSeg.Edited"
+EDITED = "edited_by_hand"
+_SAME_PLACE_MM = 0.05
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of one segment in the world: centroid RAS mm, None where nothing is drawn."""
+
+    volumeMm3: float
+    diameterMm: float
+    centroidRAS: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True)
+class TumourRow:
+    """One tumour. What is not known is None. computed: the run's own figures, empty for a tumour drawn by hand."""
+
+    segmentId: str
+    name: str
+    volumeMm3: float | None
+    diameterMm: float | None
+    p50Mm: float | None
+    p95Mm: float | None
+    visibilityCT: float | None
+    verdict: str
+    edited: bool
+    warnings: tuple[str, ...] = ()
+    computed: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: str) -> Measures:
+    """Volume, diameter of the sphere of that volume, and centroid, from the segment's label map."""
+    from weaktumour.labels import equivalent_diameter
+
+    image = segmentInWorld(segmentationNode, segmentId)
+    toWorld = geometry.imageToWorld(image)
+    index = np.argwhere(geometry.imageArray(image))[:, ::-1]
+    if not len(index):
+        return Measures(0.0, 0.0, None)
+    volume = len(index) * float(abs(np.linalg.det(toWorld[:3, :3])))
+    centroid = geometry.transformPoints(toWorld, index.mean(0) + image.GetExtent()[::2])
+    return Measures(volume, equivalent_diameter(volume), tuple(float(value) for value in centroid))
+
+
+def _digest(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: str) -> dict[str, Any]:
+    """Which voxels are set: their pattern, and the place of its corner in the segmentation's own coordinates (mm).
+
+    Not the index of that corner, which Slicer chooses anew when a scene is saved and loaded.
+    """
+    image = slicer.vtkOrientedImageData()
+    slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentBinaryLabelmapRepresentation(
+        segmentationNode, segmentId, image, False
+    )
+    value = segmentationNode.GetSegmentation().GetSegment(segmentId).GetLabelValue()
+    index = np.argwhere(geometry.imageArray(image) == value)
+    if not len(index):
+        return {"voxels": 0, "pattern": 0, "corner": [0.0, 0.0, 0.0]}
+    first = index.min(0)
+    corner = geometry.transformPoints(geometry.imageToWorld(image), first[::-1] + image.GetExtent()[::2])
+    pattern = zlib.crc32((index - first).astype(np.int32).tobytes())
+    return {"voxels": len(index), "pattern": pattern, "corner": corner.tolist()}
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    shape = ("voxels", "pattern")
+    return all(first[name] == second[name] for name in shape) and np.allclose(
+        first["corner"], second["corner"], atol=_SAME_PLACE_MM
+    )
+
+
+def markComputed(segmentationNode: slicer.vtkMRMLSegmentationNode) -> None:
+    """Remember the voxels of every segment as those of the run."""
+    for segmentId, segment in roles.segmentsOf(segmentationNode):
+        segment.SetTag(_DIGEST_TAG, json.dumps(_digest(segmentationNode, segmentId)))
+
+
+def updateEdited(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: str) -> bool:
+    """Measure a segment again after an edit; returns whether it now differs from what the run put there."""
+    segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+    if segment is None:
+        return False
+    computed = roles.segmentTag(segment, _DIGEST_TAG)
+    if computed and _same(json.loads(computed), _digest(segmentationNode, segmentId)):
+        segment.RemoveTag(_EDITED_TAG)
+        return False
+    found = measure(segmentationNode, segmentId)
+    content = {"volume_mm3": found.volumeMm3, "diameter_mm": found.diameterMm, "centroid_ras_mm": found.centroidRAS}
+    segment.SetTag(_EDITED_TAG, json.dumps(content))
+    return True
+
+
+def resultContent(segmentationNode: slicer.vtkMRMLSegmentationNode) -> dict[str, Any]:
+    """What the run computed; empty where no run made the segmentation."""
+    return json.loads(segmentationNode.GetAttribute(RESULT_ATTRIBUTE) or "{}")
+
+
+def rows(segmentationNode: slicer.vtkMRMLSegmentationNode | None) -> list[TumourRow]:
+    """A row for each tumour that has a segment, in the segmentation's order; new ones drawn by hand included."""
+    if segmentationNode is None:
+        return []
+    computed = {str(tumour["label"]): tumour for tumour in resultContent(segmentationNode).get("tumours", [])}
+    made = []
+    for segmentId, segment in roles.segmentsOf(segmentationNode):
+        if roles.roleOf(segment) == roles.TUMOUR:
+            made.append(_row(segmentationNode, segmentId, segment, computed))
+    return made
+
+
+def _row(
+    segmentationNode: slicer.vtkMRMLSegmentationNode,
+    segmentId: str,
+    segment: slicer.vtkSegment,
+    computed: dict[str, dict[str, Any]],
+) -> TumourRow:
+    label = roles.segmentTag(segment, LABEL_TAG)
+    figures = computed.get(label, {})
+    editedText = roles.segmentTag(segment, _EDITED_TAG)
+    edited = bool(editedText) or not figures
+    if edited and not editedText:
+        updateEdited(segmentationNode, segmentId)
+        editedText = roles.segmentTag(segment, _EDITED_TAG)
+    shown = json.loads(editedText) if edited else figures
+    return TumourRow(
+        segmentId=segmentId,
+        name=segment.GetName(),
+        volumeMm3=shown.get("volume_mm3"),
+        diameterMm=shown.get("diameter_mm"),
+        p50Mm=None if edited else figures.get("p50_mm"),
+        p95Mm=None if edited else figures.get("p95_mm"),
+        visibilityCT=figures.get("visibility_ct"),
+        verdict=EDITED if edited else figures.get("verdict", "not_assessed"),
+        edited=edited,
+        warnings=tuple(figures.get("warnings", ())),
+        computed=figures,
+    )
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+def verdictText(verdict: str) -> str:
+    return {
+        "localised": _("localised"),
+        "approximate": _("approximate"),
+        "cannot_be_localised": _("cannot be localised"),
+        "outside_ct": _("outside the CT"),
+        "not_assessed": _("not assessed"),
+        EDITED: _("edited by hand"),
+    }.get(verdict, verdict)
+
+
+def columnTitles() -> list[str]:
+    return [
+        _("Tumour"),
+        _("Volume, ml"),
+        _("Diam., mm"),
+        _("p50/p95, mm"),
+        _("Visibility"),
+        _("Verdict"),
+    ]
+
+
+def columnToolTips() -> list[str]:
+    return [
+        "",
+        "",
+        _("Of the sphere with this volume."),
+        _("The centre lies within these distances of the place shown in 50 and 95 of 100 cases."),
+        _("How well the CT shows the tumour: 0 not at all, 1 clearly."),
+        _("How far the place can be trusted."),
+    ]
+
+
+def cells(row: TumourRow) -> list[str]:
+    """The texts of a row, in the order of `columnTitles`."""
+    uncertainty = f"{_number(row.p50Mm, 1)} / {_number(row.p95Mm, 1)}"
+    return [
+        row.name,
+        _number(row.volumeMm3, 1, 1e-3),
+        _number(row.diameterMm, 1),
+        uncertainty if row.p50Mm is not None else "-",
+        _number(row.visibilityCT, 2),
+        verdictText(row.verdict),
+    ]
+
+
+def tooltip(row: TumourRow) -> str:
+    """What the run had computed, and its warnings."""
+    if not row.computed:
+        return _("Drawn by hand; no run computed it.")
+    lines = [
+        _("Computed: {verdict}, {volume} ml, diameter {diameter} mm.").format(
+            verdict=verdictText(row.computed.get("verdict", "not_assessed")),
+            volume=_number(row.computed.get("volume_mm3"), 1, 1e-3),
+            diameter=_number(row.computed.get("diameter_mm"), 1),
+        )
+    ]
+    p95 = row.computed.get("p95_mm")
+    if p95 is not None:
+        lines.append(
+            _("In 95 of 100 cases its centre lies within {distance} mm of the place shown.").format(
+                distance=_number(p95, 1)
+            )
+        )
+    return "\n".join([*lines, *row.warnings])
+
+
+def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{value * factor:.{digits}f}"
