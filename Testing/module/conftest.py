@@ -26,6 +26,14 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return SkippedModule.from_parent(parent, path=module_path) if REASON else None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def torch_is_not_there_yet():
+    """Other tests of the same session have imported torch: hidden here, so that an import by the module would show."""
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "torch"}
+    yield
+    sys.modules.update(hidden)
+
+
 @pytest.fixture
 def panel(slicer_host, tmp_path):
     """The module's widget object, shown."""
