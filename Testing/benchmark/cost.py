@@ -46,7 +46,7 @@ def main() -> int:
     preset = "fast" if arguments.smoke else arguments.preset
     with work_folder(arguments) as work:
         case_folder, out = work / "case", work / "result"
-        run_ours("simulate", out=case_folder, seed=arguments.seed, overwrite=True)
+        run_ours("simulate", out=case_folder, seed=arguments.seed, tumours_in_ct="invisible", overwrite=True)
         files = {name: case_folder / f"{name}.nii.gz" for name in ("mr", "ct", "mr_labels")}
         ours, theirs = [], []
         for number in range(rounds):

@@ -131,10 +131,10 @@ def test_known_livers_do_not_make_noise_alike(simulated_patient: Case, start: st
 def test_looking_away_does_not_pay(simulated_patient: Case, ct_liver: bool):
     fixed, moving = scans(simulated_patient, ct_liver=ct_liver)
     scorer, truth = Scorer(fixed, moving), simulated_patient.truth.best_affine
-    good = scorer(truth)
+    good = scorer(simulated_patient.truth)
     for distance in (60.0, 150.0, 200.0, 250.0, 400.0, 1000.0):
         for way in np.vstack((np.eye(3), -np.eye(3))):
-            assert scorer(truth.after(Affine.translation(distance * way))) > good + 0.1, (distance, way)
+            assert scorer(truth.after(Affine.translation(distance * way))) > good + 0.2, (distance, way)
 
 
 def test_livers_of_another_shape_are_no_reason_to_refuse(simulated_patient: Case):

@@ -35,7 +35,7 @@ from .progress import Monitor
 from .propagation import Carried, Propagation, propagate_labels, resample_mr
 from .quality import displacement_in_liver, jacobian_in_body, judge_run
 from .registration.alignment import Alignment, Scorer, align
-from .registration.lesions import REACH_MM, Seen, corrected, find_in_ct
+from .registration.lesions import Seen, carried_roughly, corrected, find_in_ct
 from .registration.prediction import Predicted, predict
 from .registration.preparation import Scan, prepare_ct, prepare_mr
 from .registration.refinement import Composed, Level, RefinementSettings, combine, refine
@@ -457,38 +457,13 @@ def _follow_visible(inputs: Inputs, registration: Registered, stages: tuple[str,
     tumours = straight.labels.tumours
     if not tumours:
         return registration
-    carried, grid = _carried_roughly(straight.labels, registration.transform)
+    carried, grid = carried_roughly(straight.labels, registration.transform)
     seen = find_in_ct(straight.ct, carried, grid, len(tumours))
     field = registration.deformation
     for tumour in seen:
         field = corrected(field, tumour)
-        monitor.log(f"{tumours[tumour.number].name}: {_SEEN.format(*_shown(tumour))}")
+        monitor.log(f"{tumours[tumour.number].name}: {tumour.sentence}")
     return replace(registration, deformation=field, seen=tuple(seen)) if seen else registration
-
-
-_SEEN = "It can be seen in the CT ({:+.0f} HU); its place was taken from there, {:.1f} mm from where it had been put."
-
-
-def _shown(seen: Seen) -> tuple[float, float]:
-    return seen.contrast_hu, float(np.linalg.norm(seen.shift_mm))
-
-
-def _carried_roughly(labels: LabelMap, transform: DisplacementField) -> tuple[np.ndarray, Grid]:
-    """(z, y, x) on the transform's grid round the liver, and that grid: 1 liver, 2 and above the tumours in turn."""
-    own = labels.volume.grid
-    codes = np.zeros(int(labels.volume.array.max()) + 1, dtype=np.uint8)
-    codes[[label.value for label in labels.of_role(LIVER)]] = 1
-    codes[[label.value for label in labels.tumours]] = np.arange(len(labels.tumours)) + 2
-    # Where the liver comes to lie: the inverse of the affine part will do for a box.
-    index = np.argwhere(labels.mask(LIVER, TUMOUR))[::97, ::-1]
-    box = transform.best_affine.inverse().transform_points(own.index_to_world(index))
-    last = np.asarray(transform.grid.size) - 1
-    box = transform.grid.index_to_world(np.clip(transform.grid.world_to_index(box), 0, last))
-    grid, part = transform.grid.crop_to(box, 2 * REACH_MM)
-    place = np.round(own.world_to_index(grid.points() + transform.displacement_mm[part])).astype(int)
-    within = ((place >= 0) & (place < own.size)).all(-1)
-    x, y, z = np.where(within[..., None], place, 0).transpose(3, 0, 1, 2)
-    return np.where(within, codes[labels.volume.array[z, y, x]], 0), grid
 
 
 def _judge(
@@ -627,5 +602,5 @@ def _tumour(carried: Carried, propagation: Propagation, seen: Seen | None) -> re
         centroid_lps_mm=centroid,
         inside_ct_fraction=carried.inside_ct_fraction,
         verdict="outside_ct" if carried.inside_ct_fraction < 0.5 else "not_assessed",
-        warnings=[*carried.warnings, *([_SEEN.format(*_shown(seen))] if seen else [])],
+        warnings=[*carried.warnings, *([seen.sentence] if seen else [])],
     )

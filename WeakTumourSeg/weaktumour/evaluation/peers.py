@@ -147,8 +147,12 @@ def elastix(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, object]
         image = itk.image_from_array(np.ascontiguousarray(array, dtype=np.float32))
         image.SetSpacing((spacing,) * 3)
         images.append(image)
-    _, transform = itk.elastix_registration_method(*images, parameter_object=parameters, log_to_console=False)
-    field = itk.transformix_deformation_field(images[1], transform)
+    # Both write files where they are told, or into the current folder.
+    with tempfile.TemporaryDirectory() as folder:
+        _, transform = itk.elastix_registration_method(
+            *images, parameter_object=parameters, log_to_console=False, output_directory=folder
+        )
+        field = itk.transformix_deformation_field(images[1], transform, output_directory=folder)
     on_fixed = itk.array_from_image(field).astype(np.float32)
     if on_fixed.shape[:3] != fixed.shape:
         raise ValueError(f"elastix gave a field of shape {on_fixed.shape} for an image of shape {fixed.shape}")

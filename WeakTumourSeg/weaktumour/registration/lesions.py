@@ -14,9 +14,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..deformation import DisplacementField
+from ..labels import LIVER, TUMOUR, LabelMap
 from ..volumes import Grid, Volume
 
-REACH_MM = 10.0
+_REACH_MM = 10.0
 _RING_MM = (1.0, 7.0)  # from the tumour's surface
 _SOFT_HU = 80.0  # what differs more from the liver's median is no parenchyma
 _STANDS_OUT = 5.0  # in spreads of the responses elsewhere
@@ -43,6 +44,35 @@ class Seen:
     contrast_hu: float
     stands_out: float
 
+    @property
+    def sentence(self) -> str:
+        moved = np.linalg.norm(self.shift_mm)
+        return (
+            f"It can be seen in the CT ({self.contrast_hu:+.0f} HU); its place was taken from there, "
+            f"{moved:.1f} mm from where it had been put."
+        )
+
+
+def carried_roughly(labels: LabelMap, transform: DisplacementField) -> tuple[np.ndarray, Grid]:
+    """(z, y, x) on the transform's grid round the liver, and that grid: 1 liver, 2 and above the tumours in turn.
+
+    transform: CT point -> MRI point; labels: on the MRI; both in one frame.
+    """
+    own = labels.volume.grid
+    codes = np.zeros(int(labels.volume.array.max()) + 1, dtype=np.uint8)
+    codes[[label.value for label in labels.of_role(LIVER)]] = 1
+    codes[[label.value for label in labels.tumours]] = np.arange(len(labels.tumours)) + 2
+    # Where the liver comes to lie: the inverse of the affine part will do for a box.
+    index = np.argwhere(labels.mask(LIVER, TUMOUR))[::97, ::-1]
+    box = transform.best_affine.inverse().transform_points(own.index_to_world(index))
+    last = np.asarray(transform.grid.size) - 1
+    box = transform.grid.index_to_world(np.clip(transform.grid.world_to_index(box), 0, last))
+    grid, part = transform.grid.crop_to(box, 2 * _REACH_MM)
+    place = np.round(own.world_to_index(grid.points() + transform.displacement_mm[part])).astype(int)
+    within = ((place >= 0) & (place < own.size)).all(-1)
+    x, y, z = np.where(within[..., None], place, 0).transpose(3, 0, 1, 2)
+    return np.where(within, codes[labels.volume.array[z, y, x]], 0), grid
+
 
 def find_in_ct(ct: Volume, labels: np.ndarray, grid: Grid, tumours: int) -> list[Seen]:
     """The tumours that can be seen in the CT.
@@ -58,7 +88,7 @@ def find_in_ct(ct: Volume, labels: np.ndarray, grid: Grid, tumours: int) -> list
     median = float(np.median(image[inner]))
     use = (inner & (np.abs(image - median) < _SOFT_HU) & ~_vessels(image, median, inner)).astype(np.float32)
     spectra = np.fft.rfftn((image - median) * use), np.fft.rfftn(use)
-    near_tumours = _dilated(labels > 1, round(REACH_MM / grid.spacing[0]))
+    near_tumours = _dilated(labels > 1, round(_REACH_MM / grid.spacing[0]))
     found = []
     for number in range(tumours):
         seen = _find(spectra, use, labels == number + 2, near_tumours, grid, number)
@@ -128,12 +158,12 @@ def _find(
     bound = max(_STANDS_OUT * spread, _BEYOND_OTHERS * float(np.percentile(others, 99.5)))
     z, y, x = np.meshgrid(*place, indexing="ij", sparse=True)
     squared = spacing**2 * (z**2 + y**2 + x**2)
-    likely = np.where(squared <= REACH_MM**2, np.abs(response) * np.exp(-squared / (2 * _NEAR_MM**2)), 0.0)
+    likely = np.where(squared <= _REACH_MM**2, np.abs(response) * np.exp(-squared / (2 * _NEAR_MM**2)), 0.0)
     best = np.unravel_index(int(likely.argmax()), likely.shape)
     if not abs(response[best]) > bound:
         return None
     # The prior chose the hill; its top is the response's own.
-    strength = np.where(squared <= REACH_MM**2, np.abs(response), 0.0)
+    strength = np.where(squared <= _REACH_MM**2, np.abs(response), 0.0)
     best = _uphill(strength, best)
     lag = np.array([place[a][best[a]] for a in range(3)]) + _peak(strength, best)
     return Seen(

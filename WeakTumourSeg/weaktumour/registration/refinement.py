@@ -40,20 +40,16 @@ _FADE_MM = 15.0  # over this distance the deformation falls to zero at the worki
 _INTEGRATION_STEPS = 4  # while optimising
 _STEP_VOXELS = 0.25  # of the result's integration, at most
 _LESION_ROUNDS = 4  # of smoothing what the search finds in lesions: nodes of its lattice that the rim reaches in
-_SPARSE = 4  # far from the liver so many times fewer points are compared
+_SPARSE = 4  # far from the liver one in so many points is compared
 
 
 @dataclass(frozen=True)
 class Level:
-    """pooling: working voxels per compared voxel along each axis. control_mm: B-spline knot distance.
-
-    every: near the liver one in so many of these voxels is compared; what is left out is like its neighbours.
-    """
+    """pooling: working voxels per compared voxel along each axis. control_mm: B-spline knot distance."""
 
     pooling: int
     control_mm: float
     steps: int
-    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -305,7 +301,7 @@ class _Problem:
         spacing = 2 * pool * self.spacing  # of the lattice that carries the velocity
         to_compared = [_linear_matrix(c, a) for c, a in zip(carried, compared, strict=True)]
 
-        data = _Comparison(self, pool, level.every)
+        data = _Comparison(self, pool)
         stiffness, liver = (F.avg_pool3d(image, 2 * pool) for image in (self.stiffness, self.liver))
         base, bases = velocity.on(carried), velocity.bases(carried, level.control_mm)
         control = velocity.new_control(level.control_mm).requires_grad_(True)
@@ -354,7 +350,7 @@ class _Problem:
 class _Comparison:
     """The terms that look at the images, at the points of a pooled lattice that matter."""
 
-    def __init__(self, problem: _Problem, pool: int, every: int) -> None:
+    def __init__(self, problem: _Problem, pool: int) -> None:
         def pooled(image: torch.Tensor) -> torch.Tensor:
             return F.avg_pool3d(image, pool) if pool > 1 else image
 
@@ -362,15 +358,14 @@ class _Comparison:
         self.spacing = pool * problem.spacing
         weight, near = pooled(problem.fixed_weight), pooled(problem.near_liver) > 0
         z, y, x = torch.meshgrid(*(torch.arange(n, device=problem.device) for n in weight.shape[2:]), indexing="ij")
-        pattern = z + 2 * (y + 2 * x)
-        dense, sparse = pattern % every == 0, pattern % (every * _SPARSE) == 0
-        chosen = ((weight[0, 0] > 0.05) & torch.where(near[0, 0], dense, sparse)).reshape(-1).nonzero()[:, 0]
+        sparse = (z + 2 * (y + 2 * x)) % _SPARSE == 0
+        chosen = ((weight[0, 0] > 0.05) & (near[0, 0] | sparse)).reshape(-1).nonzero()[:, 0]
         # sample() shares points out over threads along the first axis.
         threads = torch.get_num_threads() if problem.device.type == "cpu" else 1
         self.points = chosen[: len(chosen) // threads * threads]
         self.layout = (threads, 1, len(self.points) // threads)
         self.start = torch.stack((x, y, z)).reshape(3, -1)[:, self.points].float()
-        multiplicity = torch.where(near.reshape(-1)[self.points], float(every), float(every * _SPARSE))
+        multiplicity = torch.where(near.reshape(-1)[self.points], 1.0, float(_SPARSE))
         self.fixed_weight = self._at_points(weight)[0] * multiplicity
         self.fixed_features = self._at_points(pooled(problem.fixed_features))
         self.unlike = self._at_points(pooled(problem.unlike))[0] * multiplicity
