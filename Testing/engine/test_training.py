@@ -683,18 +683,38 @@ def test_the_published_recipe_and_deep_supervision_have_gradients(sources):
         assert any(p.grad.any() for p in network.parameters())
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_checkpoint_is_lost(sources, tmp_path):
-    class Breaking(Segmentation):
-        def losses(self, network, sample):
-            losses = super().losses(network, sample)
-            self.count = getattr(self, "count", 0) + 1
-            return {**losses, "loss": losses["loss"] * (float("nan") if self.count == 3 else 1.0)}
+class Breaking(Segmentation):
+    """Its loss is not a number at some of the steps."""
 
+    def __init__(self, config, sources, steps):
+        super().__init__(config, sources)
+        self.steps, self.count = steps, 0
+
+    def losses(self, network, sample):
+        losses = super().losses(network, sample)
+        self.count += 1
+        return {**losses, "loss": losses["loss"] * (float("nan") if self.count in self.steps else 1.0)}
+
+
+def test_a_step_that_is_not_finite_changes_nothing(sources, tmp_path):
     config = replace(SEGMENTATION, reporting=replace(SEGMENTATION.reporting, checkpoint_s=0.0))
-    with pytest.raises(InputError, match="loss of step 3 is not a finite number"):
-        train(Breaking(config, sources), config, tmp_path)
+    train(Breaking(config, sources, {3}), config, tmp_path / "once", until=2)
+    before = torch.load(tmp_path / "once" / "checkpoint.pt", weights_only=True)["network"]
+    train(Breaking(config, sources, {1}), config, tmp_path / "once", until=3)  # counted from the start of this call
+    after = torch.load(tmp_path / "once" / "checkpoint.pt", weights_only=True)["network"]
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    train(Breaking(config, sources, set()), config, tmp_path / "once", until=4)
+    assert any(
+        not torch.equal(torch.load(tmp_path / "once" / "checkpoint.pt", weights_only=True)["network"][name], value)
+        for name, value in after.items()
+    )
+
+
+def test_losses_that_stay_not_finite_stop_with_finite_weights(sources, tmp_path):
+    config = replace(SEGMENTATION, reporting=replace(SEGMENTATION.reporting, checkpoint_s=0.0))
+    with pytest.raises(InputError, match="loss of step 13 and those before it are not finite"):
+        train(Breaking(config, sources, range(3, 100)), config, tmp_path)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert kept["step"] == 2
     assert all(torch.isfinite(value).all() for value in kept["network"].values())
 
 

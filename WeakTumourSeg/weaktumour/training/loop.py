@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..models import find_any, load
 from .config import Computing, Data, Optimisation, Reporting, read_config, write_config
 
+_LOST_IN_A_ROW = 10
 _NOISE_SEED = 1 << 40  # far from the seeds of samples
 
 Losses = dict[str, torch.Tensor]
@@ -151,6 +152,7 @@ class _Run:
         self.average = {name: value.detach().clone().float() for name, value in self._weights().items()}
         self.step, self.seconds = 0, 0.0
         self.gathered: dict[str, list[float]] = {}  # losses since the last row of the metrics
+        self.lost = 0  # steps in a row whose gradient was not finite
         self.checkpoint = folder / "checkpoint.pt"
         if self.checkpoint.exists():
             self._resume()
@@ -207,23 +209,37 @@ class _Run:
                 losses = self.task.losses(self.network, sample)
                 self.fabric.backward(losses["loss"] / len(own))
             found.append({name: value.detach() for name, value in losses.items()})
-        self.fabric.clip_gradients(self.network, self.optimiser, max_norm=o.gradient_clip, error_if_nonfinite=False)
+        size = self.fabric.clip_gradients(
+            self.network, self.optimiser, max_norm=o.gradient_clip, error_if_nonfinite=False
+        )
+        means = self._means([{name: float(value) for name, value in losses.items()} for losses in found])
+        self.step += 1
+        if not (math.isfinite(means["loss"]) and math.isfinite(float(size))):
+            return self._lost_step()
+        self.lost = 0
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.step += 1
         decay = min(o.average, (1 + self.step) / (10 + self.step))
         for name, value in self._weights().items():
             if value.is_floating_point():
                 self.average[name].lerp_(value.detach().float(), 1 - decay)
             else:
                 self.average[name].copy_(value)
-        means = self._means([{name: float(value) for name, value in losses.items()} for losses in found])
-        if not math.isfinite(means["loss"]):
-            raise InputError(
-                f"Training: the loss of step {self.step} is not a finite number; what was learnt before the last "
-                "checkpoint is kept, go on from it with precision 32-true, or anew with a lower learning_rate."
-            )
         return means
+
+    def _lost_step(self) -> dict[str, float]:
+        """Nothing is learnt from a sample whose gradient is not finite, as happens in low precision once in a while."""
+        if self.config.computing.precision == "16-mixed":
+            self.optimiser.step()  # its scaler leaves the weights alone and learns from it
+        self.optimiser.zero_grad(set_to_none=True)
+        self.lost += 1
+        if self.lost > _LOST_IN_A_ROW:
+            raise InputError(
+                f"Training: the loss of step {self.step} and those before it are not finite numbers; what was learnt "
+                "before the last checkpoint is kept, go on from it with precision 32-true, or anew with a lower "
+                "learning_rate."
+            )
+        return {}
 
     def _means(self, own: list[dict[str, float]]) -> dict[str, float]:
         """Each loss over the samples of the batch that have it, of all processes."""
@@ -285,14 +301,23 @@ class _Run:
 
 
 def begin_with(network: nn.Module, model_id: str, architecture: str, arguments: dict[str, Any]) -> None:
-    """An installed model's weights into a network. Raises InputError: it is another network; ModelError: unknown."""
+    """An installed model's weights into a network, which may have further outputs: these begin at random.
+
+    Raises InputError: it is another network; ModelError: unknown.
+    """
     entry = find_any(model_id)
-    if (entry.architecture, entry.arguments) != (architecture, arguments):
+    outputs = "out_channels"
+    fewer = entry.arguments.get(outputs, 0) <= arguments.get(outputs, 0)
+    alike = {**entry.arguments, outputs: 0} == {**arguments, outputs: 0}
+    if entry.architecture != architecture or not (alike and fewer):
         raise InputError(
             f"Configuration: start names the model {model_id}, which is another network; give its architecture and "
             "the same network settings, or leave start out."
         )
-    network.load_state_dict(load(entry).state_dict())
+    own = network.state_dict()
+    for name, value in load(entry).state_dict().items():
+        own[name][tuple(slice(n) for n in value.shape)] = value
+    network.load_state_dict(own)
 
 
 def read_checkpoint_state(folder: Path) -> dict[str, float]:
