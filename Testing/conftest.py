@@ -97,7 +97,8 @@ def registered_result(simulated_case: Path, tmp_path_factory: pytest.TempPathFac
 
     On the CPU, in a process of its own; do not write into it.
     """
-    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (example,) = [block for block in blocks if "RegisterArguments" in block]
     folder = tmp_path_factory.mktemp("registered")
     (folder / "case").symlink_to(simulated_case, target_is_directory=True)
     done = subprocess.run(

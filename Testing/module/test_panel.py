@@ -342,6 +342,54 @@ def test_save_for_training_writes_a_case(done, slicer_host, tmp_path):
     assert read_case(folder).info["kind"] == "corrected"
 
 
+def test_what_the_network_found_on_the_mri_can_be_corrected_and_saved(ready, slicer_host, tmp_path):
+    """Without an MRI segmentation the run brings its own: on the MRI's voxels, and good for training."""
+    from weaktumour.cases import read_case
+    from WeakTumourSegLib import roles, scene_export
+    from WeakTumourSegLib.scene_import import MOVING_SEGMENTATION_ROLE
+
+    ready.ui.mrSegmentationSelector.setCurrentNode(None)
+    run(ready, slicer_host)
+    found = ready.resultPanel.node.GetNodeReference(MOVING_SEGMENTATION_ROLE)
+    voxels, labels = scene_export.labelMap(found, ready._parameterNode.mrVolume)
+    assert [label.role for label in labels][:1] == [roles.LIVER]
+    assert 0.5e6 < (voxels > 0).sum() * 64 < 4e6  # mm3, at 4 mm: a liver
+    assert not found.GetDisplayNode().GetVisibility()
+    slicer_host.answer(str(tmp_path))
+    assert ready.resultPanel.saveForTraining(tmp_path) is not None
+    (folder,) = tmp_path.glob("case-*")
+    assert np.array_equal(read_case(folder).mr_labels.array, voxels)
+
+
+def test_one_segmentation_at_a_time_is_shown(done, patient, slicer_host):
+    shown = [node.GetDisplayNode() for node in (done.resultPanel.node, patient.segmentation)]
+    assert [display.GetVisibility() for display in shown] == [1, 0]
+    gestures.click(done.ui.beforeButton)
+    assert [display.GetVisibility() for display in shown] == [0, 1]
+    gestures.click(done.ui.beforeButton)
+    first = done.resultPanel.node
+    run(done, slicer_host)
+    assert not first.GetDisplayNode().GetVisibility()
+    done.ui.resultSelector.setCurrentNode(first)
+    assert first.GetDisplayNode().GetVisibility()
+    assert not done.logic.run.nodes.segmentation.GetDisplayNode().GetVisibility()
+
+
+def test_the_panel_shows_what_there_is(ready, slicer_host):
+    ui = ready.ui
+    assert ui.runVerdictLabel.text == "No result yet."
+    assert not ui.tumourTable.isVisible()
+    assert not any(button.enabled for button in (ui.reportButton, ui.beforeButton, ui.saveForTrainingButton))
+    assert ui.reviewSection.collapsed
+    run(ready, slicer_host)
+    assert ui.resultSelector.currentNode() is ready.resultPanel.node
+    assert ui.tumourTable.isVisible()
+    assert not ui.reviewSection.collapsed
+    titles = [ui.tumourTable.horizontalHeaderItem(c).text() for c in range(ui.tumourTable.columnCount)]
+    hidden = {title.split("\n")[0] for c, title in enumerate(titles) if ui.tumourTable.isColumnHidden(c)}
+    assert hidden == {"p50 / p95", "Visibility"}  # nothing is known of them yet
+
+
 def test_keys_lead_from_tumour_to_tumour(done, slicer_host):
     texts = {shortcut.key.toString(): shortcut for shortcut in done.resultPanel._shortcuts}
     assert set(texts) == {",", ".", "/", ";"}

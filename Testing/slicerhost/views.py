@@ -87,14 +87,18 @@ class SliceRendering(Rendering):
         node = logic.GetSliceNode()
         factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance()
         super().__init__(factory, SLICE_MANAGERS, node, node.GetDimensions()[:2])
-        # The volumes are no displayable manager's business: the slice logic blends them into one image.
+        # The volumes are no displayable manager's business: the slice logic blends them into one image. A layer of its
+        # own behind the others: in one layer it would be drawn after a segment's fill, and not where that is.
         self._mapper = vtk.vtkImageMapper()
         self._mapper.SetColorWindow(255)
         self._mapper.SetColorLevel(127.5)
         self._image = vtk.vtkActor2D()
         self._image.SetMapper(self._mapper)
-        self._image.GetProperty().SetDisplayLocationToBackground()
-        self.renderer.AddViewProp(self._image)
+        behind = vtk.vtkRenderer()
+        behind.AddViewProp(self._image)
+        self.window.SetNumberOfLayers(2)
+        self.renderer.SetLayer(1)
+        self.window.AddRenderer(behind)
 
     def render(self) -> None:
         self.window.SetSize(*self.logic.GetSliceNode().GetDimensions()[:2])

@@ -23,6 +23,7 @@ from .worker_process import CANCELLED, DONE, FAILED, Event, Outcome, Ticker, Wor
 
 STAGES = ("alignment", "mscgunet", "refinement")
 NO_MODEL = "none"
+_CT_WINDOW = (350, 50)  # HU, for the abdomen
 
 
 class RunFailed(RuntimeError):
@@ -266,6 +267,8 @@ def loadCase(folder: Path) -> LoadedPatient:
     with scene_import.allOrNothing() as add:
         mr = scene_import.readVolume(folder / "mr.nii.gz", add("vtkMRMLScalarVolumeNode", _("Simulated MRI")))
         ct = scene_import.readVolume(folder / "ct.nii.gz", add("vtkMRMLScalarVolumeNode", _("Simulated CT")))
+        ct.GetDisplayNode().SetAutoWindowLevel(False)
+        ct.GetDisplayNode().SetWindowLevel(*_CT_WINDOW)
         segmentation = add("vtkMRMLSegmentationNode", _("Simulated MRI segmentation"))
         scene_import.readSegmentation(folder / "mr_labels.nii.gz", folder / "labels.json", mr, segmentation)
     return LoadedPatient(mr, ct, segmentation)

@@ -13,6 +13,7 @@ from slicer.util import VTKObservationMixin
 from weaktumour.errors import InputError
 
 from . import review, roles, scene_import, training_export, tumour_table
+from .roles_panel import fitHeight
 
 _EDIT_DELAY_MS = 300
 
@@ -25,6 +26,7 @@ class ResultPanel(VTKObservationMixin):
         self.ui = ui
         self._node: slicer.vtkMRMLSegmentationNode | None = None
         self._rows: list[tumour_table.TumourRow] = []
+        self._hadResult: bool | None = None
         self._shortcutParent = shortcutParent
         self._shortcuts: list[qt.QShortcut] = []
         self._keptFolders: dict[str, Path] = {}
@@ -54,6 +56,7 @@ class ResultPanel(VTKObservationMixin):
         """Follow another result; None: show nothing. A segmentation that no run made is no result."""
         if scene_import.resultOf(node) is None:
             node = None
+        switched = None not in (node, self._node) and node is not self._node
         if node is not self._node:
             self.measureEditsNow()
             self.removeObservers()
@@ -66,6 +69,8 @@ class ResultPanel(VTKObservationMixin):
                     self.addObserver(node, event, self._onSegmentsChanged)
                 self.addObserver(node, events.SourceRepresentationModified, self._onEdited)
         self.refresh()
+        if switched:
+            self.showImages()
 
     def rememberFolder(self, runId: str, folder: Path | None) -> None:
         """Where the working folder keeps a run's result."""
@@ -89,7 +94,7 @@ class ResultPanel(VTKObservationMixin):
             table.horizontalHeaderItem(column).setToolTip(tip)
         table.horizontalHeader().setStretchLastSection(True)
         table.verticalHeader().setVisible(False)
-        table.resizeColumnsToContents()
+        self.refresh()
 
     def refresh(self) -> None:
         """Show the node as it is."""
@@ -101,7 +106,11 @@ class ResultPanel(VTKObservationMixin):
                 item = qt.QTableWidgetItem(text)
                 item.setToolTip(tumour_table.tooltip(row))
                 table.setItem(index, column, item)
+        for column in tumour_table.COLUMNS_OF_UNCERTAINTY:
+            unknown = all(tumour_table.cells(row)[column] == tumour_table.UNKNOWN for row in self._rows)
+            table.setColumnHidden(column, unknown)
         table.resizeColumnsToContents()
+        fitHeight(table, most=8)
         self.ui.runVerdictLabel.text = self._verdictText()
         self.ui.runVerdictLabel.visible = bool(self.ui.runVerdictLabel.text)
         hasResult = self._node is not None
@@ -116,6 +125,9 @@ class ResultPanel(VTKObservationMixin):
             self.ui.saveForTrainingButton,
         ):
             widget.enabled = hasResult
+        self.ui.tumourTable.visible = hasResult
+        if hasResult is not self._hadResult:  # between that, a section stays as the user opened or closed it
+            self.ui.reviewSection.collapsed, self._hadResult = not hasResult, hasResult
         self.ui.reportButton.enabled = self._reportPath() is not None
 
     def _verdictText(self) -> str:

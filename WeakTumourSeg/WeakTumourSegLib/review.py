@@ -12,7 +12,14 @@ from slicer.i18n import tr as _
 from weaktumour.errors import InputError
 
 from . import geometry, tumour_table
-from .scene_import import FIXED_ROLE, KIND_ATTRIBUTE, MOVING_ROLE, ResultNodes
+from .scene_import import (
+    FIXED_ROLE,
+    KIND_ATTRIBUTE,
+    MOVING_ROLE,
+    MOVING_SEGMENTATION_ROLE,
+    ResultNodes,
+    resultSegmentations,
+)
 
 CHECKERBOARD = "checkerboard"
 _SQUARE_MM = 30.0
@@ -39,12 +46,29 @@ def centreOn(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: str) -
 
 
 def blend(result: ResultNodes, opacity: float, registered: bool = True) -> None:
-    """The CT with the MRI over it: registered, or as it was before. opacity: 0 CT alone, 1 MRI alone."""
+    """The CT with the MRI over it: registered, or as it was before. opacity: 0 CT alone, 1 MRI alone.
+
+    The segmentation that belongs to what is shown is shown with it: two livers in one view would mislead.
+    """
     ct = result.segmentation.GetNodeReference(FIXED_ROLE)
     mr = result.registeredMR if registered else result.segmentation.GetNodeReference(MOVING_ROLE)
     if ct is None or mr is None:
         raise InputError(_("An image of this result is no longer in the scene."))
     _showInSlices(ct, mr, opacity)
+    _showSegmentation(result, registered)
+
+
+def _showSegmentation(result: ResultNodes, registered: bool) -> None:
+    """The result, or the MRI's own segmentation; never both, nor another run's."""
+    for other in resultSegmentations():
+        _setShown(other, registered and other is result.segmentation)
+    _setShown(result.segmentation.GetNodeReference(MOVING_SEGMENTATION_ROLE), not registered)
+
+
+def _setShown(segmentation: slicer.vtkMRMLSegmentationNode | None, shown: bool) -> None:
+    display = segmentation.GetDisplayNode() if segmentation is not None else None
+    if display is not None:
+        display.SetVisibility(shown)
 
 
 def showCheckerboard(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
@@ -64,6 +88,7 @@ def showCheckerboard(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
     node.GetDisplayNode().SetWindowLevel(255, 127.5)
     node.GetDisplayNode().SetSaveWithScene(False)
     _showInSlices(node, None, 0.0)
+    _showSegmentation(result, True)
     return node
 
 

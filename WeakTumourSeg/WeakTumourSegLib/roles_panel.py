@@ -37,6 +37,7 @@ class RolesPanel:
         for row, (segmentId, segment) in enumerate(segments):
             self._table.setItem(row, 0, qt.QTableWidgetItem(segment.GetName()))
             self._table.setCellWidget(row, 1, self._roleChooser(segmentId, roles.roleOf(segment)))
+        fitHeight(self._table, most=6)
 
     def _roleChooser(self, segmentId: str, role: str) -> qt.QComboBox:
         chooser = qt.QComboBox()
@@ -55,3 +56,10 @@ class RolesPanel:
 
 def _roleTexts() -> dict[str, str]:
     return {roles.LIVER: _("liver"), roles.TUMOUR: _("tumour"), roles.NEITHER: _("neither (not carried over)")}
+
+
+def fitHeight(table: qt.QTableWidget, most: int) -> None:
+    """As high as its rows, of which `most` are shown without scrolling."""
+    rows = sum(table.rowHeight(row) for row in range(min(table.rowCount, most)))
+    frame = 2 * table.frameWidth
+    table.setFixedHeight(table.horizontalHeader().sizeHint.height() + rows + frame)

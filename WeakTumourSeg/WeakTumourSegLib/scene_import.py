@@ -34,6 +34,7 @@ KIND_ATTRIBUTE = "WeakTumourSeg.Kind"
 MOVING_TO_WORLD_ATTRIBUTE = "WeakTumourSeg.MovingToWorld"
 LABEL_TAG, RESULT_ATTRIBUTE = tumour_table.LABEL_TAG, tumour_table.RESULT_ATTRIBUTE
 SEGMENTATION, TRANSFORM, REGISTERED_MR, SHOWN = "segmentation", "transform", "registeredMR", "shown"
+FOUND_ON_MR = "foundOnMR"
 FIXED_ROLE, MOVING_ROLE, MOVING_SEGMENTATION_ROLE = "spatialFixed", "spatialMoving", "weakTumourSegMRSegmentation"
 _SAME_PLACE_MM = 0.01
 
@@ -61,23 +62,37 @@ def importResult(
     suffix = _number(runId)
     with allOrNothing() as add:
         segmentation = add(
-            "vtkMRMLSegmentationNode", _("{ct} liver and tumours {run}").format(ct=inputs.ct.GetName(), run=suffix)
+            "vtkMRMLSegmentationNode",
+            _("{ct} liver and tumours {run}").format(ct=inputs.ct.GetName(), run=suffix),
+            _ofRun(runId, SEGMENTATION),
         )
-        _fillSegmentation(segmentation, folder, inputs.ct, labels)
+        _fillSegmentation(segmentation, folder, "ct_labels.nii.gz", inputs.ct, labels)
         segmentation.SetAttribute(RESULT_ATTRIBUTE, json.dumps(_kept(result)))
         tumour_table.markComputed(segmentation)
         transform = add(
             "vtkMRMLTransformNode",
             _("{ct} to {mr} {run}").format(ct=inputs.ct.GetName(), mr=inputs.mr.GetName(), run=suffix),
+            _ofRun(runId, TRANSFORM),
         )
         readTransform(folder / "transform.h5", transform)
         transform.SetAttribute(MOVING_TO_WORLD_ATTRIBUTE, json.dumps(np.asarray(movingToWorld).tolist()))
         registered = add(
-            "vtkMRMLScalarVolumeNode", _("{mr} registered {run}").format(mr=inputs.mr.GetName(), run=suffix)
+            "vtkMRMLScalarVolumeNode",
+            _("{mr} registered {run}").format(mr=inputs.mr.GetName(), run=suffix),
+            _ofRun(runId, REGISTERED_MR),
         )
         _fillRegisteredMR(registered, folder / "mr_on_ct.nii.gz", inputs)
-        for node, kind in ((segmentation, SEGMENTATION), (transform, TRANSFORM), (registered, REGISTERED_MR)):
-            _tieToRun(node, kind, runId, inputs)
+        mrSegmentation = inputs.mrSegmentation
+        if (folder / "mr_labels.nii.gz").is_file():
+            mrSegmentation = add(
+                "vtkMRMLSegmentationNode",
+                _("{mr} liver and tumours found {run}").format(mr=inputs.mr.GetName(), run=suffix),
+                _ofRun(runId, FOUND_ON_MR),
+            )
+            _fillSegmentation(mrSegmentation, folder, "mr_labels.nii.gz", inputs.mr, labels)
+            placeBeside(mrSegmentation, inputs.mr)
+        for node in (segmentation, transform, registered):
+            _tieToInputs(node, inputs, mrSegmentation)
             placeBeside(node, inputs.ct)
     return ResultNodes(runId, segmentation, transform, registered)
 
@@ -102,12 +117,20 @@ def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def allOrNothing() -> Iterator[Any]:
-    """Yields add(className, name) -> node; when the block raises, all nodes that it added are taken out again."""
+    """Yields add(className, name, attributes) -> node; when the block raises, all nodes that it added are taken out.
+
+    Attributes are there before the scene says that the node is: selectors go by them.
+    """
     scene = slicer.mrmlScene
     before = {scene.GetNthNode(index).GetID() for index in range(scene.GetNumberOfNodes())}
 
-    def add(className: str, name: str) -> slicer.vtkMRMLNode:
-        return scene.AddNewNodeByClass(className, scene.GenerateUniqueName(name))
+    def add(className: str, name: str, attributes: Mapping[str, str] | None = None) -> slicer.vtkMRMLNode:
+        node = scene.CreateNodeByClass(className)
+        node.UnRegister(None)
+        node.SetName(scene.GenerateUniqueName(name))
+        for key, value in (attributes or {}).items():
+            node.SetAttribute(key, value)
+        return scene.AddNode(node)
 
     try:
         yield add
@@ -119,13 +142,17 @@ def allOrNothing() -> Iterator[Any]:
         raise
 
 
-def _tieToRun(node: slicer.vtkMRMLNode, kind: str, runId: str, inputs: RunInputs) -> None:
-    node.SetAttribute(RUN_ATTRIBUTE, runId)
-    node.SetAttribute(KIND_ATTRIBUTE, kind)
+def _ofRun(runId: str, kind: str) -> dict[str, str]:
+    return {RUN_ATTRIBUTE: runId, KIND_ATTRIBUTE: kind}
+
+
+def _tieToInputs(
+    node: slicer.vtkMRMLNode, inputs: RunInputs, mrSegmentation: slicer.vtkMRMLSegmentationNode | None
+) -> None:
     node.SetNodeReferenceID(FIXED_ROLE, inputs.ct.GetID())
     node.SetNodeReferenceID(MOVING_ROLE, inputs.mr.GetID())
-    if inputs.mrSegmentation is not None:
-        node.SetNodeReferenceID(MOVING_SEGMENTATION_ROLE, inputs.mrSegmentation.GetID())
+    if mrSegmentation is not None:
+        node.SetNodeReferenceID(MOVING_SEGMENTATION_ROLE, mrSegmentation.GetID())
 
 
 def placeBeside(node: slicer.vtkMRMLNode, other: slicer.vtkMRMLNode) -> None:
@@ -144,12 +171,15 @@ def placeBeside(node: slicer.vtkMRMLNode, other: slicer.vtkMRMLNode) -> None:
 def _fillSegmentation(
     node: slicer.vtkMRMLSegmentationNode,
     folder: Path,
-    ct: slicer.vtkMRMLScalarVolumeNode,
+    file: str,
+    volume: slicer.vtkMRMLScalarVolumeNode,
     labels: Sequence[SegmentLabel],
 ) -> None:
-    _lieOn(node, ct)
+    _lieOn(node, volume)
     described = {label.value: label for label in (*_labelsOf(folder / "labels.json"), *labels)}
-    _addSegments(node, _readOnCT(folder / "ct_labels.nii.gz", ct), ct, described)
+    # The MRI may have been moved since: its labels go by its voxels.
+    voxels = _readOn(folder / file, volume, samePlace=file != "mr_labels.nii.gz")
+    _addSegments(node, voxels, volume, described)
 
 
 def _lieOn(node: slicer.vtkMRMLSegmentationNode, volume: slicer.vtkMRMLScalarVolumeNode) -> None:
@@ -219,23 +249,25 @@ def _unnamed(value: int) -> SegmentLabel:
 
 
 # -- images ---------------------------------------------------------------------------------------------------------
-def _readOnCT(path: Path, ct: slicer.vtkMRMLScalarVolumeNode) -> np.ndarray:
-    """The voxels (k, j, i) of a file that must lie exactly on the CT as it stood at the run."""
+def _readOn(path: Path, volume: slicer.vtkMRMLScalarVolumeNode, samePlace: bool = True) -> np.ndarray:
+    """The voxels (k, j, i) of a file, which must be those of a volume; samePlace: and lie where that lies now."""
     import SimpleITK as sitk
 
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise InputError(_("The result's {file} cannot be read; run again.").format(file=path.name)) from error
-    size = geometry.sizeOf(ct)
+    size = geometry.sizeOf(volume)
     last = [count - 1 for count in size]
-    if tuple(image.GetSize()) != size or not _samePlace(image, ct, [0, 0, 0], last):
-        raise InputError(_('The CT "{ct}" was changed or moved during the run; run again.').format(ct=ct.GetName()))
+    if tuple(image.GetSize()) != size or (samePlace and not _samePlace(image, volume, [0, 0, 0], last)):
+        raise InputError(
+            _('The volume "{name}" was changed or moved during the run; run again.').format(name=volume.GetName())
+        )
     return sitk.GetArrayFromImage(image)
 
 
-def _samePlace(image: sitk.Image, ct: slicer.vtkMRMLScalarVolumeNode, *corners: list[int]) -> bool:
-    toWorld = geometry.RAS_TO_LPS @ geometry.ijkToWorld(ct)
+def _samePlace(image: sitk.Image, volume: slicer.vtkMRMLScalarVolumeNode, *corners: list[int]) -> bool:
+    toWorld = geometry.RAS_TO_LPS @ geometry.ijkToWorld(volume)
     return all(
         np.allclose(
             image.TransformIndexToPhysicalPoint(corner),
@@ -247,7 +279,7 @@ def _samePlace(image: sitk.Image, ct: slicer.vtkMRMLScalarVolumeNode, *corners: 
 
 
 def _fillRegisteredMR(node: slicer.vtkMRMLScalarVolumeNode, path: Path, inputs: RunInputs) -> None:
-    voxels = _readOnCT(path, inputs.ct)
+    voxels = _readOn(path, inputs.ct)
     node.SetAndObserveImageData(geometry.plainImage(voxels))
     node.SetIJKToRASMatrix(geometry.arrayToMatrix(geometry.ijkToNode(inputs.ct)))
     node.SetAndObserveTransformNodeID(inputs.ct.GetTransformNodeID())
@@ -361,16 +393,15 @@ def showRegistered(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
         raise InputError(_("The MRI or the transform of this result is no longer in the scene."))
     movingToWorld = np.array(json.loads(result.transform.GetAttribute(MOVING_TO_WORLD_ATTRIBUTE)))
     with allOrNothing() as add:
-        parent = add("vtkMRMLTransformNode", _("{mr} at the run").format(mr=moving.GetName()))
+        tags = _ofRun(result.runId, SHOWN)
+        parent = add("vtkMRMLTransformNode", _("{mr} at the run").format(mr=moving.GetName()), tags)
         parent.SetMatrixTransformToParent(geometry.arrayToMatrix(movingToWorld))
         parent.SetAndObserveTransformNodeID(result.transform.GetID())
-        clone = add("vtkMRMLScalarVolumeNode", _("{mr} shown registered").format(mr=moving.GetName()))
+        clone = add("vtkMRMLScalarVolumeNode", _("{mr} shown registered").format(mr=moving.GetName()), tags)
         clone.SetAndObserveImageData(moving.GetImageData())  # shared: a volume's voxels are not edited here
         clone.SetIJKToRASMatrix(geometry.arrayToMatrix(geometry.ijkToNode(moving)))
         clone.SetAndObserveTransformNodeID(parent.GetID())
         clone.CreateDefaultDisplayNodes()
         for node in (parent, clone):
-            node.SetAttribute(RUN_ATTRIBUTE, result.runId)
-            node.SetAttribute(KIND_ATTRIBUTE, SHOWN)
             placeBeside(node, result.segmentation)
     return clone

@@ -35,7 +35,9 @@ def saveForTraining(result: slicer.vtkMRMLSegmentationNode, cohort: Path) -> Pat
         raise InputError(_("The MRI or the CT of this result is no longer in the scene; load them again."))
     if mrSegmentation is None:
         raise InputError(
-            _("This result was made without an MRI segmentation; a case for training needs one: draw it and run again.")
+            _(
+                "The MRI's segmentation of this result is no longer in the scene; a case for training needs it: run again."
+            )
         )
     mrVoxels, mrLabels = labelMap(mrSegmentation, mr)
     ctVoxels = labelsOnCT(result, ct)

@@ -172,13 +172,17 @@ def verdictText(verdict: str) -> str:
     }.get(verdict, verdict)
 
 
+UNKNOWN = "-"
+COLUMNS_OF_UNCERTAINTY = (3, 4)  # hidden while nothing is known
+
+
 def columnTitles() -> list[str]:
     return [
         _("Tumour"),
-        _("Volume, ml"),
-        _("Diam., mm"),
-        _("p50/p95, mm"),
-        _("Visibility"),
+        _("Volume\nml"),
+        _("Diam.\nmm"),
+        _("p50 / p95\nmm"),
+        _("Visibility\nin CT"),
         _("Verdict"),
     ]
 
@@ -201,7 +205,7 @@ def cells(row: TumourRow) -> list[str]:
         row.name,
         _number(row.volumeMm3, 1, 1e-3),
         _number(row.diameterMm, 1),
-        uncertainty if row.p50Mm is not None else "-",
+        uncertainty if row.p50Mm is not None else UNKNOWN,
         _number(row.visibilityCT, 2),
         verdictText(row.verdict),
     ]
@@ -229,4 +233,4 @@ def tooltip(row: TumourRow) -> str:
 
 
 def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
-    return "-" if value is None else f"{value * factor:.{digits}f}"
+    return UNKNOWN if value is None else f"{value * factor:.{digits}f}"

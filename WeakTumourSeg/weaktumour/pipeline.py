@@ -138,7 +138,7 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
             labels = propagate_labels(inputs.labels, transform, inputs.ct.grid, monitor)
             mr_on_ct = resample_mr(inputs.mr, transform, inputs.ct.grid)
         with monitor.stage("write"):
-            _write_volumes(folder, labels, mr_on_ct, transform, monitor)
+            _write_volumes(folder, inputs, labels, mr_on_ct, transform, monitor)
             content = _describe(arguments, inputs, registration, labels, networks, preset, stages, device, monitor)
         with monitor.stage("report"):
             mr_before, labels_before = _before(inputs, monitor)
@@ -492,8 +492,10 @@ def _before(inputs: Inputs, monitor: Monitor) -> tuple[Volume, Volume]:
 
 # -- the result folder --------------------------------------------------------------------------------------------
 def _write_volumes(
-    folder: Path, labels: Propagation, mr_on_ct: Volume, transform: DisplacementField, monitor: Monitor
+    folder: Path, inputs: Inputs, labels: Propagation, mr_on_ct: Volume, transform: DisplacementField, monitor: Monitor
 ) -> None:
+    if "mr" in inputs.found:  # to be looked at, corrected, and given to the next run
+        write_volume(inputs.labels.volume, folder / "mr_labels.nii.gz")
     write_volume(labels.labels.volume, folder / "ct_labels.nii.gz")
     write_labels_json(folder / "labels.json", labels.labels.labels)
     monitor.update(0.2)
