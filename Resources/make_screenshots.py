@@ -2,8 +2,8 @@
 
     python Resources/make_screenshots.py [FOLDER]
 
-They are rendered from the module's own panel and real MRML views on slicer-core and PySide6 (Testing/slicerhost), not in
-Slicer, whose looks differ. The patient is the simulated one of Sample Data; the real worker registers it.
+They are rendered from the module's own panel and real MRML views on slicer-core and PySide6 (Testing/slicerhost), not
+in Slicer, whose looks differ. The patient is the simulated one of Sample Data; the real worker registers it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def save(panel, path: Path, host) -> None:
     widget = panel._uiWidget
     widget.setFixedWidth(PANEL_WIDTH)
     host.process_events(0.3)
-    widget.setMinimumHeight(widget.sizeHint.height() if not callable(widget.sizeHint) else widget.sizeHint().height())
+    widget.setMinimumHeight(widget.sizeHint.height())
     host.process_events(0.3)
     views.save_picture(views.widget_picture(widget), path)
     print(path, flush=True)

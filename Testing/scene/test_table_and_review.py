@@ -212,7 +212,7 @@ def test_what_cannot_be_saved_is_said(scene, result, inputs, tmp_path):
     with pytest.raises(InputError, match="has changed since the run"):
         training_export.saveForTraining(result.segmentation, tmp_path)
     scene.RemoveNode(inputs.mrSegmentation)
-    with pytest.raises(InputError, match="MRI's segmentation of this result"):
+    with pytest.raises(InputError, match="MRI's segmentation is no longer"):
         training_export.saveForTraining(result.segmentation, tmp_path)
     scene.RemoveNode(inputs.ct)
     with pytest.raises(InputError, match="no longer in the scene"):
