@@ -35,9 +35,7 @@ def saveForTraining(result: slicer.vtkMRMLSegmentationNode, cohort: Path) -> Pat
         raise InputError(_("The MRI or the CT of this result is no longer in the scene; load them again."))
     if mrSegmentation is None:
         raise InputError(
-            _(
-                "The MRI's segmentation of this result is no longer in the scene; a case for training needs it: run again."
-            )
+            _("The MRI's segmentation is no longer in the scene; a case for training needs it: run again.")
         )
     mrVoxels, mrLabels = labelMap(mrSegmentation, mr)
     ctVoxels = labelsOnCT(result, ct)
