@@ -166,10 +166,33 @@ def segment(name: str, code: str | None = None) -> object:
         ("spleen", None, "neither"),
         ("delivery", None, "neither"),
         ("Segment_3", "85756007", "neither"),
+        ("Liver without tumours", None, "liver"),
+        ("liver_minus_tumour", None, "liver"),
+        ("Non-tumour liver", None, "liver"),
+        ("tumour-free liver", None, "liver"),
+        ("tumour without necrosis", None, "tumour"),
+        ("left liver lobe", None, "liver"),
+        ("right liver lobe", None, "liver"),
+        ("Liver, left lobe", None, "liver"),
+        ("right lobe of the lung", None, "neither"),
+        ("left lobe vessels of the liver", None, "neither"),
+        ("caudate lobe of the liver", None, "neither"),
     ],
 )
 def test_roles_are_recognised(name, code, role):
     assert roles.recognisedRole(segment(name, code)) == role
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("Segment_1", "tumour"), ("Liver_1", "liver"), ("portal vein", "neither"), ("new lesion", "tumour")],
+)
+def test_what_is_drawn_into_a_result_is_a_tumour(name, role):
+    """The Segment Editor gives a new segment the terminology of the one before it, here the liver's."""
+    made = segment(name, "10200004")
+    assert roles.roleInResult(made) == role
+    made.SetTag(roles.LABEL_TAG, "1")
+    assert roles.roleInResult(made) == roles.LIVER
 
 
 def test_a_chosen_role_goes_before_the_recognised_one():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import slicer
@@ -96,6 +98,48 @@ def test_an_emptied_a_new_and_a_removed_tumour(result, inputs):
     assert new.volumeMm3 == pytest.approx(8 * 1.5 * 1.2 * 3.0)
     assert "Drawn by hand" in tumour_table.tooltip(new)
     assert not tumour_table.updateEdited(result.segmentation, "tumour_3")
+
+
+def test_a_tumour_outside_the_ct_has_a_row(inputs, tmp_path):
+    """It has no voxel in the result, and so no segment; it must not vanish without a word."""
+    exported = exportInputs(inputs, tmp_path)
+    writeResult(tmp_path / "result", exported.ct, labelsOnCT() * (labelsOnCT() < 3))
+    path = tmp_path / "result/result.json"
+    content = json.loads(path.read_text())
+    sentence = "lesion lies outside the CT; it is not in the result."
+    content["tumours"].append(
+        {
+            **content["tumours"][0],
+            "label": 3,
+            "name": "lesion",
+            "volume_mm3": 0.0,
+            "diameter_mm": 0.0,
+            "centroid_lps_mm": None,
+            "verdict": "outside_ct",
+            "warnings": [sentence],
+        }
+    )
+    path.write_text(json.dumps(content))
+    nodes = scene_import.importResult(tmp_path / "result", "run", inputs, np.eye(4), exported.labels)
+    first, second = tumour_table.rows(nodes.segmentation)
+    assert (first.segmentId, second.segmentId) == ("tumour_2", None)
+    assert tumour_table.cells(second) == ["lesion", "-", "-", "-", "-", "outside the CT"]
+    assert sentence in tumour_table.tooltip(second)
+
+
+def test_looking_at_the_table_changes_nothing(result, inputs):
+    result.segmentation.GetSegmentation().AddEmptySegment("new", "Tumour by hand")
+    draw(result.segmentation, "new", box(SHAPE, (5, 7), (5, 7), (5, 7)), inputs.ct)
+    events = []
+    tags = [
+        result.segmentation.AddObserver(event, lambda caller, event: events.append(event))
+        for event in (slicer.vtkSegmentation.SegmentModified, "ModifiedEvent")
+    ]
+    assert tumour_table.rows(result.segmentation)[-1].volumeMm3 > 0
+    assert not tumour_table.updateEdited(result.segmentation, "tumour_3")
+    assert events == []
+    for tag in tags:
+        result.segmentation.RemoveObserver(tag)
 
 
 def test_edits_are_saved_with_the_scene(scene, result, inputs, tmp_path):

@@ -15,6 +15,7 @@ import vtk
 LIVER, TUMOUR, NEITHER = "liver", "tumour", "neither"
 ROLES = (LIVER, TUMOUR, NEITHER)
 ROLE_TAG = "WeakTumourSeg.Role"
+LABEL_TAG = "WeakTumourSeg.Label"  # of a segment that a run made: its value in the label map
 
 # SNOMED CT codes as in DICOM's lists of segmentation types.
 _LIVER_CODES = {"10200004"}
@@ -32,9 +33,15 @@ _TUMOUR_NAME = re.compile(
     r"|adenomas?|gtv)\d*\b"
 )
 _LIVER_NAME = re.compile(r"\b(liver|hepatic parenchyma)\b")
+# Its two halves make up the liver together.
+_HALF_OF_LIVER = re.compile(r"\b(left|right)( liver)? lobe\b")
 # Parts of a liver and what lies in or near it are not the liver.
-_NOT_WHOLE_LIVER = re.compile(
-    r"\b(vessels?|veins?|artery|arteries|portal|vena|segments?|lobes?|ducts?|cysts?|necrosis|gallbladder|background)\b"
+_BESIDES = r"vessels?|veins?|artery|arteries|portal|vena|ducts?|cysts?|necrosis|gallbladder|background"
+_BESIDES_TUMOURS = re.compile(rf"\b({_BESIDES})\b")
+_NOT_WHOLE_LIVER = re.compile(rf"\b({_BESIDES}|segments?|lobes?)\b")
+# What a name says is left out of the segment ("liver without tumours") is not what it is.
+_LEFT_OUT = re.compile(
+    r"\b(without|minus|excluding|excl|except)\b.*|\bnon (tumou?r|lesion)(al|ous)?\b|\btumou?r free\b"
 )
 
 
@@ -96,6 +103,12 @@ def segmentTag(segment: slicer.vtkSegment, name: str) -> str:
     return str(value) if segment.GetTag(name, value) else ""
 
 
+def removeTag(segment: slicer.vtkSegment, name: str) -> None:
+    """Without a word to who observes the segment where there is no such tag."""
+    if segment.HasTag(name):
+        segment.RemoveTag(name)
+
+
 def terminologyOf(segment: slicer.vtkSegment) -> Terminology | None:
     return Terminology.parse(segmentTag(segment, segment.GetTerminologyEntryTagName()))
 
@@ -108,10 +121,18 @@ def recognisedRole(segment: slicer.vtkSegment) -> str:
         return TUMOUR
     if code in _LIVER_CODES:
         return LIVER
-    name = _SEPARATORS.sub(" ", segment.GetName() or "").lower()
+    return _roleByName(segment.GetName() or "")
+
+
+def _plain(name: str) -> str:
+    return _SEPARATORS.sub(" ", name).lower()
+
+
+def _roleByName(text: str) -> str:
+    name = _LEFT_OUT.sub("", _plain(text))
     if _TUMOUR_NAME.search(name):
         return TUMOUR
-    if _LIVER_NAME.search(name) and not _NOT_WHOLE_LIVER.search(name):
+    if _LIVER_NAME.search(name) and not _NOT_WHOLE_LIVER.search(_HALF_OF_LIVER.sub("", name)):
         return LIVER
     return NEITHER
 
@@ -122,10 +143,23 @@ def roleOf(segment: slicer.vtkSegment) -> str:
     return chosen if chosen in ROLES else recognisedRole(segment)
 
 
+def roleInResult(segment: slicer.vtkSegment) -> str:
+    """As `roleOf`, for a segment of a result: one drawn by hand is a tumour, unless its name says otherwise.
+
+    The Segment Editor gives a new segment the terminology of the one before it, which may be the liver's.
+    """
+    if segmentTag(segment, ROLE_TAG) in ROLES or segmentTag(segment, LABEL_TAG):
+        return roleOf(segment)
+    byName = _roleByName(segment.GetName() or "")
+    if byName == NEITHER and not _BESIDES_TUMOURS.search(_plain(segment.GetName() or "")):
+        return TUMOUR
+    return byName
+
+
 def setRole(segment: slicer.vtkSegment, role: str | None) -> None:
     """Choose a role; None goes back to the recognised one."""
     if role is None or role == recognisedRole(segment):
-        segment.RemoveTag(ROLE_TAG)
+        removeTag(segment, ROLE_TAG)
     elif role in ROLES:
         segment.SetTag(ROLE_TAG, role)
     else:

@@ -20,7 +20,7 @@ from . import geometry, roles
 from .scene_export import segmentInWorld
 
 RESULT_ATTRIBUTE = "WeakTumourSeg.Result"
-LABEL_TAG = "WeakTumourSeg.Label"
+LABEL_TAG = roles.LABEL_TAG
 _DIGEST_TAG = "WeakTumourSeg.Digest"
 _EDITED_TAG = "WeakTumourSeg.Edited"
 EDITED = "edited_by_hand"
@@ -38,9 +38,12 @@ class Measures:
 
 @dataclass(frozen=True)
 class TumourRow:
-    """One tumour. What is not known is None. computed: the run's own figures, empty for a tumour drawn by hand."""
+    """One tumour. What is not known is None, as is the segment of a tumour outside the CT.
 
-    segmentId: str
+    computed: the run's own figures, empty for a tumour drawn by hand.
+    """
+
+    segmentId: str | None
     name: str
     volumeMm3: float | None
     diameterMm: float | None
@@ -106,12 +109,17 @@ def updateEdited(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: st
         return False
     computed = roles.segmentTag(segment, _DIGEST_TAG)
     if computed and _same(json.loads(computed), _digest(segmentationNode, segmentId)):
-        segment.RemoveTag(_EDITED_TAG)
+        roles.removeTag(segment, _EDITED_TAG)
         return False
-    found = measure(segmentationNode, segmentId)
-    content = {"volume_mm3": found.volumeMm3, "diameter_mm": found.diameterMm, "centroid_ras_mm": found.centroidRAS}
-    segment.SetTag(_EDITED_TAG, json.dumps(content))
+    text = json.dumps(_edited(segmentationNode, segmentId))
+    if text != roles.segmentTag(segment, _EDITED_TAG):
+        segment.SetTag(_EDITED_TAG, text)
     return True
+
+
+def _edited(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: str) -> dict[str, Any]:
+    found = measure(segmentationNode, segmentId)
+    return {"volume_mm3": found.volumeMm3, "diameter_mm": found.diameterMm, "centroid_ras_mm": found.centroidRAS}
 
 
 def resultContent(segmentationNode: slicer.vtkMRMLSegmentationNode) -> dict[str, Any]:
@@ -120,15 +128,42 @@ def resultContent(segmentationNode: slicer.vtkMRMLSegmentationNode) -> dict[str,
 
 
 def rows(segmentationNode: slicer.vtkMRMLSegmentationNode | None) -> list[TumourRow]:
-    """A row for each tumour that has a segment, in the segmentation's order; new ones drawn by hand included."""
+    """A row for each tumour that has a segment, in the segmentation's order, those drawn by hand included; then one
+    for each that lies outside the CT. Changes nothing.
+    """
     if segmentationNode is None:
         return []
     computed = {str(tumour["label"]): tumour for tumour in resultContent(segmentationNode).get("tumours", [])}
-    made = []
-    for segmentId, segment in roles.segmentsOf(segmentationNode):
-        if roles.roleOf(segment) == roles.TUMOUR:
-            made.append(_row(segmentationNode, segmentId, segment, computed))
+    segments = roles.segmentsOf(segmentationNode)
+    made = [
+        _row(segmentationNode, segmentId, segment, computed)
+        for segmentId, segment in segments
+        if roles.roleInResult(segment) == roles.TUMOUR
+    ]
+    drawn = {roles.segmentTag(segment, LABEL_TAG) for _segmentId, segment in segments}
+    # One with a volume had a segment, which somebody has deleted.
+    made += [
+        _rowOutside(figures)
+        for label, figures in computed.items()
+        if label not in drawn and not figures.get("volume_mm3")
+    ]
     return made
+
+
+def _rowOutside(figures: dict[str, Any]) -> TumourRow:
+    return TumourRow(
+        segmentId=None,
+        name=figures.get("name", ""),
+        volumeMm3=None,
+        diameterMm=None,
+        p50Mm=None,
+        p95Mm=None,
+        visibilityCT=None,
+        verdict="outside_ct",
+        edited=False,
+        warnings=tuple(figures.get("warnings", ())),
+        computed=figures,
+    )
 
 
 def _row(
@@ -141,10 +176,9 @@ def _row(
     figures = computed.get(label, {})
     editedText = roles.segmentTag(segment, _EDITED_TAG)
     edited = bool(editedText) or not figures
-    if edited and not editedText:
-        updateEdited(segmentationNode, segmentId)
-        editedText = roles.segmentTag(segment, _EDITED_TAG)
-    shown = json.loads(editedText) if edited else figures
+    shown = figures
+    if edited:
+        shown = json.loads(editedText) if editedText else _edited(segmentationNode, segmentId)
     return TumourRow(
         segmentId=segmentId,
         name=segment.GetName(),
