@@ -291,10 +291,18 @@ def test_python_can_be_named(monkeypatch):
     assert worker_process.pythonExecutable() == sys.executable
 
 
-def test_folders_of_running_applications_stay(tmp_path):
+def test_folders_of_running_applications_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_process.platform, "node", lambda: "ward-7.example")
     mine = worker_process.makeTemporaryFolder(tmp_path)
     (tmp_path / "WeakTumourSeg-notes").mkdir()
-    (tmp_path / "WeakTumourSeg-999999999-abc").mkdir()
+    (tmp_path / "WeakTumourSeg-ward_7.example-999999999-abc").mkdir()
+    # Of another computer on a shared disk: nobody here can tell whether it runs.
+    (tmp_path / "WeakTumourSeg-ward_8.example-999999999-abc").mkdir()
     other = worker_process.makeTemporaryFolder(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {mine.name, other.name, "WeakTumourSeg-notes"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        mine.name,
+        other.name,
+        "WeakTumourSeg-notes",
+        "WeakTumourSeg-ward_8.example-999999999-abc",
+    }
     assert oct(mine.stat().st_mode & 0o777) == "0o700" or os.name == "nt"

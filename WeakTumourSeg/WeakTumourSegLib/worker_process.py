@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import queue
 import re
 import shutil
@@ -59,12 +60,16 @@ class Outcome:
 
 # -- the temporary folder -------------------------------------------------------------------------------------------
 def makeTemporaryFolder(parent: Path) -> Path:
-    """A new private folder; those that a Slicer left behind which no longer runs are removed first. Raises OSError."""
-    for left in parent.glob(f"{_FOLDER_PREFIX}*"):
-        match = re.fullmatch(re.escape(_FOLDER_PREFIX) + r"(\d+)-\w+", left.name)
+    """A new private folder; those that a Slicer left behind which no longer runs are removed first. Raises OSError.
+
+    Only this computer's: on a shared disk, whether the process of another one runs cannot be told from here.
+    """
+    prefix = f"{_FOLDER_PREFIX}{re.sub('[^A-Za-z0-9.]', '_', platform.node())}-"
+    for left in parent.glob(f"{prefix}*"):
+        match = re.fullmatch(re.escape(prefix) + r"(\d+)-\w+", left.name)
         if match and not process_is_alive(int(match[1])):
             remove_tree(left)
-    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=parent))
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
 
 
 # -- starting -------------------------------------------------------------------------------------------------------
