@@ -214,6 +214,28 @@ def test_the_mri_is_shown_registered_by_a_copy(scene, result, inputs):
     assert scene_import.showRegistered(nodes) is shown
 
 
+def test_what_is_shown_registered_has_the_mris_window(result, inputs):
+    inputs.mr.CreateDefaultDisplayNodes()
+    inputs.mr.GetDisplayNode().SetAutoWindowLevel(False)
+    inputs.mr.GetDisplayNode().SetWindowLevel(321, 123)
+    display = scene_import.showRegistered(result[0]).GetDisplayNode()
+    assert (display.GetAutoWindowLevel(), display.GetWindow(), display.GetLevel()) == (0, 321, 123)
+
+
+def test_the_report_stays_with_the_scene(scene, inputs, tmp_path):
+    exported = exportInputs(inputs, tmp_path)
+    writeResult(tmp_path / "result", exported.ct, labelsOnCT())
+    page = "<html>" + "é <b>&amp;</b>\n" * 100000 + "</html>"
+    (tmp_path / "result/report.html").write_text(page, encoding="utf-8")
+    nodes = scene_import.importResult(tmp_path / "result", "run", inputs, np.eye(4), exported.labels)
+    assert scene_import.reportOf(nodes.segmentation) == page
+    assert scene_import.reportOf(inputs.mrSegmentation) == scene_import.reportOf(None) == ""
+    assert scene.WriteToMRB(str(tmp_path / "scene.mrb"))
+    scene.Clear(0)
+    scene.ReadFromMRB(str(tmp_path / "scene.mrb"))
+    assert scene_import.reportOf(scene_import.resultSegmentations()[0]) == page
+
+
 def test_a_moved_mri_does_not_move_what_is_shown(result, inputs, addTransform):
     nodes, transform, _folder = result
     addTransform(rotation((1, 0, 0), 77, (100, 0, 0)), inputs.mr)

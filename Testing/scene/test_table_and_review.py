@@ -250,6 +250,33 @@ def test_a_new_tumour_gets_the_next_value(result, inputs, tmp_path):
     assert np.array_equal(case.ct_labels.array == 4, box(SHAPE, (5, 7), (5, 7), (5, 7)))
 
 
+def test_tumours_stay_paired_when_the_mris_segments_change(result, inputs, tmp_path):
+    """After the run: a new lesion before the others on the MRI, one deleted there and in the result, a new one here."""
+    segmentation, labels = inputs.mrSegmentation.GetSegmentation(), labelsOnCT()
+    first = segmentation.GetSegmentIdBySegmentName("HCC of Jane")
+    segmentation.AddEmptySegment("seen later", "lesion seen later")
+    draw(inputs.mrSegmentation, "seen later", box(SHAPE, (5, 7), (15, 17), (5, 7)), inputs.mr)
+    segmentation.SetSegmentIndex("seen later", 0)
+    segmentation.RemoveSegment(first)
+    result.segmentation.GetSegmentation().RemoveSegment("tumour_2")
+    result.segmentation.GetSegmentation().AddEmptySegment("new", "by hand")
+    draw(result.segmentation, "new", box(SHAPE, (5, 7), (5, 7), (5, 7)), inputs.ct)
+    case = read_case(training_export.saveForTraining(result.segmentation, tmp_path))
+    assert np.array_equal(case.mr_labels.array == 3, labels == 3)
+    assert np.array_equal(case.ct_labels.array == 3, labels == 3)
+    later, byHand = set(np.unique(case.mr_labels.array)) - {0, 1, 3}, set(np.unique(case.ct_labels.array)) - {0, 1, 3}
+    assert len(later) == len(byHand) == 1
+    assert min(later | byHand) > 3
+    assert later != byHand
+
+
+def test_a_segment_deleted_on_the_mri_is_not_mistaken_for_another(result, inputs, tmp_path):
+    segmentation = inputs.mrSegmentation.GetSegmentation()
+    segmentation.RemoveSegment(segmentation.GetSegmentIdBySegmentName("HCC of Jane"))
+    with pytest.raises(InputError, match='"HCC of Jane" is no longer a tumour in it'):
+        training_export.saveForTraining(result.segmentation, tmp_path)
+
+
 def test_what_cannot_be_saved_is_said(scene, result, inputs, tmp_path):
     (_liver, tumour, _lesion) = (segment for _id, segment in roles.segmentsOf(inputs.mrSegmentation))
     roles.setRole(tumour, roles.NEITHER)

@@ -8,7 +8,7 @@ tumour each. Everything a user can do wrong is an `InputError` with one sentence
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from weaktumour.errors import InputError
 
 from . import geometry, roles
 
-LIVER_VALUE, FIRST_TUMOUR_VALUE = 1, 2
+LIVER_VALUE, FIRST_TUMOUR_VALUE, LARGEST_VALUE = 1, 2, 255
 # Of a segmentation's volume, inside the volume that it is said to belong to.
 _LEAST_INSIDE = 0.5
 # An MRI may hold negative values, but not air at -1000 HU.
@@ -39,13 +39,17 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class SegmentLabel:
-    """One value of an exported label map and the segment that it came from. colour: RGB, 0 to 1."""
+    """One value of an exported label map and the segment that it came from. colour: RGB, 0 to 1.
+
+    segmentId: empty where it came from a file.
+    """
 
     value: int
     name: str
     role: str
     colour: tuple[float, float, float]
     terminology: roles.Terminology
+    segmentId: str = ""
 
     def toJson(self) -> dict[str, object]:
         return {
@@ -264,29 +268,34 @@ def exportLabels(
 
 
 def labelMap(
-    segmentationNode: slicer.vtkMRMLSegmentationNode, volumeNode: slicer.vtkMRMLScalarVolumeNode
+    segmentationNode: slicer.vtkMRMLSegmentationNode,
+    volumeNode: slicer.vtkMRMLScalarVolumeNode,
+    tumourValues: Mapping[str, int] | None = None,
 ) -> tuple[np.ndarray, tuple[SegmentLabel, ...]]:
     """((k, j, i) uint8 on the volume's grid, what its values mean): 1 liver, 2 and above tumours, which win.
 
+    tumourValues: by segment id, the values that tumours already have; all others get the following ones in order.
     Segments of neither role, and those without a voxel, are left out; a tumour keeps its number all the same.
     Raises InputError: nothing is drawn, or it does not lie in the volume.
     """
     voxels = np.zeros(geometry.sizeOf(volumeNode)[::-1], np.uint8)
-    labels, nextTumour = [], FIRST_TUMOUR_VALUE
+    given = tumourValues or {}
+    labels, nextTumour = [], max([FIRST_TUMOUR_VALUE - 1, *given.values()]) + 1
     livers = _segmentsOfRole(segmentationNode, roles.LIVER)
     for segmentId, segment in livers:  # several are one liver (left and right)
         mask = segmentsOnGrid(segmentationNode, [segmentId], volumeNode)
         voxels[mask] = LIVER_VALUE
         if mask.any() and not labels:
-            labels.append(_label(segment, LIVER_VALUE, roles.LIVER))
+            labels.append(_label(segmentId, segment, LIVER_VALUE, roles.LIVER))
     for segmentId, segment in _segmentsOfRole(segmentationNode, roles.TUMOUR):
-        if nextTumour > 255:
+        value = given.get(segmentId, nextTumour)
+        nextTumour += segmentId not in given
+        if value > LARGEST_VALUE:
             raise InputError(_("More than 254 tumours cannot be carried over; join segments."))
         mask = segmentsOnGrid(segmentationNode, [segmentId], volumeNode)
-        voxels[mask] = nextTumour
+        voxels[mask] = value
         if mask.any():
-            labels.append(_label(segment, nextTumour, roles.TUMOUR))
-        nextTumour += 1
+            labels.append(_label(segmentId, segment, value, roles.TUMOUR))
     if not labels:
         raise InputError(
             _('The liver and tumour segments of "{name}" are empty; draw them, or choose another segmentation.').format(
@@ -300,8 +309,9 @@ def _segmentsOfRole(segmentationNode: slicer.vtkMRMLSegmentationNode, role: str)
     return [entry for entry in roles.segmentsOf(segmentationNode) if roles.roleOf(entry[1]) == role]
 
 
-def _label(segment: slicer.vtkSegment, value: int, role: str) -> SegmentLabel:
-    return SegmentLabel(value, segment.GetName(), role, tuple(segment.GetColor()), roles.terminologyFor(segment, role))
+def _label(segmentId: str, segment: slicer.vtkSegment, value: int, role: str) -> SegmentLabel:
+    terminology = roles.terminologyFor(segment, role)
+    return SegmentLabel(value, segment.GetName(), role, tuple(segment.GetColor()), terminology, segmentId)
 
 
 def segmentsOnGrid(

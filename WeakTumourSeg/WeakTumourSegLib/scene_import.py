@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 RUN_ATTRIBUTE = "WeakTumourSeg.Run"
 KIND_ATTRIBUTE = "WeakTumourSeg.Kind"
 MOVING_TO_WORLD_ATTRIBUTE = "WeakTumourSeg.MovingToWorld"
+SOURCES_ATTRIBUTE = "WeakTumourSeg.Sources"  # {value in the label maps: id of the segment on the MRI}
 LABEL_TAG, RESULT_ATTRIBUTE = tumour_table.LABEL_TAG, tumour_table.RESULT_ATTRIBUTE
 SEGMENTATION, TRANSFORM, REGISTERED_MR, SHOWN = "segmentation", "transform", "registeredMR", "shown"
-FOUND_ON_MR = "foundOnMR"
+FOUND_ON_MR, REPORT = "foundOnMR", "report"
 FIXED_ROLE, MOVING_ROLE, MOVING_SEGMENTATION_ROLE = "spatialFixed", "spatialMoving", "weakTumourSegMRSegmentation"
 _SAME_PLACE_MM = 0.01
 
@@ -67,6 +68,7 @@ def importResult(
             _ofRun(runId, SEGMENTATION),
         )
         _fillSegmentation(segmentation, folder, "ct_labels.nii.gz", inputs.ct, labels)
+        sources = {label.value: label.segmentId for label in labels}
         segmentation.SetAttribute(RESULT_ATTRIBUTE, json.dumps(_kept(result)))
         tumour_table.markComputed(segmentation)
         transform = add(
@@ -91,6 +93,11 @@ def importResult(
             )
             _fillSegmentation(mrSegmentation, folder, "mr_labels.nii.gz", inputs.mr, labels)
             placeBeside(mrSegmentation, inputs.mr)
+            found = roles.segmentsOf(mrSegmentation)
+            sources = {int(roles.segmentTag(segment, LABEL_TAG)): segmentId for segmentId, segment in found}
+        # Not by order: the user may delete, add and move segments of the MRI later.
+        segmentation.SetAttribute(SOURCES_ATTRIBUTE, json.dumps(sources))
+        _keepReport(folder / "report.html", runId, suffix, add)
         for node in (segmentation, transform, registered):
             _tieToInputs(node, inputs, mrSegmentation)
             placeBeside(node, inputs.ct)
@@ -165,6 +172,24 @@ def placeBeside(node: slicer.vtkMRMLNode, other: slicer.vtkMRMLNode) -> None:
         hierarchy.SetItemParent(item, parent)
     else:
         hierarchy.CreateItem(parent, node)
+
+
+# -- report ---------------------------------------------------------------------------------------------------------
+def _keepReport(path: Path, runId: str, suffix: str, add: Any) -> None:
+    """The run's page as a text in the scene, so that it is there wherever the scene is loaded."""
+    if not path.is_file():
+        return
+    node = add("vtkMRMLTextNode", _("WeakTumourSeg report {run}").format(run=suffix), _ofRun(runId, REPORT))
+    node.SetHideFromEditors(True)
+    node.SetText(path.read_text(encoding="utf-8"))
+
+
+def reportOf(segmentationNode: slicer.vtkMRMLSegmentationNode | None) -> str:
+    """The report's page (HTML) of the run that made a segmentation; empty where there is none."""
+    if resultOf(segmentationNode) is None:
+        return ""
+    nodes = _nodesOfKind(REPORT, segmentationNode.GetAttribute(RUN_ATTRIBUTE))
+    return (nodes[0].GetText() or "") if nodes else ""
 
 
 # -- segmentation ---------------------------------------------------------------------------------------------------
@@ -284,7 +309,12 @@ def _fillRegisteredMR(node: slicer.vtkMRMLScalarVolumeNode, path: Path, inputs: 
     node.SetIJKToRASMatrix(geometry.arrayToMatrix(geometry.ijkToNode(inputs.ct)))
     node.SetAndObserveTransformNodeID(inputs.ct.GetTransformNodeID())
     node.CreateDefaultDisplayNodes()
-    source, target = inputs.mr.GetDisplayNode(), node.GetDisplayNode()
+    _displayAs(node, inputs.mr)
+
+
+def _displayAs(node: slicer.vtkMRMLScalarVolumeNode, other: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """With the window of another volume."""
+    source, target = other.GetDisplayNode(), node.GetDisplayNode()
     if source is not None and target is not None:
         target.SetAutoWindowLevel(source.GetAutoWindowLevel())
         target.SetWindowLevel(source.GetWindow(), source.GetLevel())
@@ -402,6 +432,7 @@ def showRegistered(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
         clone.SetIJKToRASMatrix(geometry.arrayToMatrix(geometry.ijkToNode(moving)))
         clone.SetAndObserveTransformNodeID(parent.GetID())
         clone.CreateDefaultDisplayNodes()
+        _displayAs(clone, moving)
         for node in (parent, clone):
             placeBeside(node, result.segmentation)
     return clone

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,8 @@ from slicer.i18n import tr as _
 from weaktumour.errors import InputError
 
 from . import geometry, roles
-from .scene_export import FIRST_TUMOUR_VALUE, LIVER_VALUE, labelMap, segmentsOnGrid
-from .scene_import import FIXED_ROLE, LABEL_TAG, MOVING_ROLE, MOVING_SEGMENTATION_ROLE
+from .scene_export import FIRST_TUMOUR_VALUE, LARGEST_VALUE, LIVER_VALUE, labelMap, segmentsOnGrid
+from .scene_import import FIXED_ROLE, LABEL_TAG, MOVING_ROLE, MOVING_SEGMENTATION_ROLE, SOURCES_ATTRIBUTE
 
 if TYPE_CHECKING:
     from weaktumour.volumes import Volume
@@ -37,9 +39,9 @@ def saveForTraining(result: slicer.vtkMRMLSegmentationNode, cohort: Path) -> Pat
         raise InputError(
             _("The MRI's segmentation is no longer in the scene; a case for training needs it: run again.")
         )
-    mrVoxels, mrLabels = labelMap(mrSegmentation, mr)
-    ctVoxels = labelsOnCT(result, ct)
-    _checkSameTumours(result, {label.value: label.name for label in mrLabels})
+    mrVoxels, mrLabels = labelMap(mrSegmentation, mr, _valuesOnMR(result))
+    _checkSameTumours(result, {label.value for label in mrLabels})
+    ctVoxels = labelsOnCT(result, ct, [label.value for label in mrLabels])
     caseId = f"case-{uuid.uuid4().hex[:10]}"
     names = {value: _plainName(value) for value in sorted({*np.unique(mrVoxels), *np.unique(ctVoxels)} - {0})}
     case = Case(
@@ -55,44 +57,57 @@ def saveForTraining(result: slicer.vtkMRMLSegmentationNode, cohort: Path) -> Pat
     return cohort / caseId
 
 
-def labelsOnCT(result: slicer.vtkMRMLSegmentationNode, ct: slicer.vtkMRMLScalarVolumeNode) -> np.ndarray:
-    """(k, j, i) uint8 on the CT's grid: the result's segments with the values of the run; new tumours the next ones."""
+def labelsOnCT(
+    result: slicer.vtkMRMLSegmentationNode, ct: slicer.vtkMRMLScalarVolumeNode, taken: Iterable[int] = ()
+) -> np.ndarray:
+    """(k, j, i) uint8 on the CT's grid: the result's segments with the values of the run.
+
+    New tumours get values that neither the run nor `taken` has.
+    """
     voxels = np.zeros(geometry.sizeOf(ct)[::-1], np.uint8)
-    for value, segmentId in sorted(_values(result)):  # the liver first: tumours win
+    for value, segmentId in sorted(_values(result, taken)):  # the liver first: tumours win
         voxels[segmentsOnGrid(result, [segmentId], ct)] = value
     return voxels
 
 
-def _values(result: slicer.vtkMRMLSegmentationNode) -> list[tuple[int, str]]:
+def _valuesOnMR(result: slicer.vtkMRMLSegmentationNode) -> dict[str, int]:
+    """Segment ids of the MRI's segmentation at the run, and the values of its tumours then."""
+    sources = json.loads(result.GetAttribute(SOURCES_ATTRIBUTE) or "{}")
+    return {segmentId: int(value) for value, segmentId in sources.items() if int(value) >= FIRST_TUMOUR_VALUE}
+
+
+def _values(result: slicer.vtkMRMLSegmentationNode, taken: Iterable[int]) -> list[tuple[int, str]]:
     """(value, segment id) of the liver and all tumours."""
     segments = roles.segmentsOf(result)
     used = [int(roles.segmentTag(segment, LABEL_TAG) or 0) for _segmentId, segment in segments]
-    following = max([FIRST_TUMOUR_VALUE - 1, *used]) + 1
+    following = max([FIRST_TUMOUR_VALUE - 1, *used, *_valuesOnMR(result).values(), *taken]) + 1
     found = []
     for segmentId, segment in segments:
-        role, tag = roles.roleOf(segment), roles.segmentTag(segment, LABEL_TAG)
+        role, tag = roles.roleInResult(segment), roles.segmentTag(segment, LABEL_TAG)
         if role == roles.LIVER:
             found.append((LIVER_VALUE, segmentId))
         elif role == roles.TUMOUR:
             value = int(tag) if tag else following
             following += not tag
             found.append((value, segmentId))
+    if following - 1 > LARGEST_VALUE:
+        raise InputError(_("More than 254 tumours cannot be saved; join segments."))
     return found
 
 
-def _checkSameTumours(result: slicer.vtkMRMLSegmentationNode, mrNames: dict[int, str]) -> None:
+def _checkSameTumours(result: slicer.vtkMRMLSegmentationNode, mrValues: set[int]) -> None:
     """One number must be one tumour in both label maps."""
     computed = {
-        int(roles.segmentTag(segment, LABEL_TAG))
+        int(roles.segmentTag(segment, LABEL_TAG)): segment.GetName()
         for _segmentId, segment in roles.segmentsOf(result)
-        if roles.segmentTag(segment, LABEL_TAG) and roles.roleOf(segment) == roles.TUMOUR
+        if roles.segmentTag(segment, LABEL_TAG) and roles.roleInResult(segment) == roles.TUMOUR
     }
-    unknown = computed - set(mrNames)
+    unknown = [name for value, name in sorted(computed.items()) if value not in mrValues]
     if unknown:
         raise InputError(
-            _("The MRI segmentation has changed since the run (tumour {value} is not in it); run again.").format(
-                value=min(unknown)
-            )
+            _(
+                'The MRI segmentation has changed since the run ("{name}" is no longer a tumour in it); run again.'
+            ).format(name=unknown[0])
         )
 
 
