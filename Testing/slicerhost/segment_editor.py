@@ -6,11 +6,13 @@ made through the real logic, so that masking, undo and redo are Slicer's.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import slicer
 from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtGui import QKeySequence, QShortcut
 from PySide6.QtWidgets import QHBoxLayout, QToolButton, QVBoxLayout, QWidget
 from vtk.util.numpy_support import vtk_to_numpy
 
@@ -48,7 +50,8 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
         self._logic.SetMaximumNumberOfUndoStates(10)
         self._editor_node: Any = None
-        self._effect = ""
+        self._effect = self._last_effect = ""
+        self._shortcuts: list[QShortcut] = []
         self._effect_order = list(EFFECTS)
         self._undo_enabled = True
         self._segmentation_selector = _selector(self, "vtkMRMLSegmentationNode")
@@ -171,6 +174,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     def setActiveEffectByName(self, name: str) -> None:
         """An empty or unknown name makes no effect active, as in Slicer."""
         self._effect = name if name in EFFECTS else ""
+        self._last_effect = self._effect or self._last_effect
         for effect, button in self._effect_buttons.items():
             button.setChecked(effect == self._effect)
         if self._editor_node is not None:
@@ -219,16 +223,46 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     sourceVolumeNodeSelectorVisible = _selector_property("_volume_selector")
     del _selector_property
 
-    # What has a meaning only with a display and a keyboard
+    # What has a meaning only with a display
     def setupViewObservations(self) -> None: ...
 
     def removeViewObservations(self) -> None: ...
 
-    def installKeyboardShortcuts(self, parent: QWidget | None = None) -> None: ...
-
-    def uninstallKeyboardShortcuts(self) -> None: ...
-
     def rotateSliceViewsToSegmentation(self) -> None: ...
+
+    # Keys: those of the real widget, so that a module that takes one of them too finds its own dead
+    def installKeyboardShortcuts(self, parent: QWidget | None = None) -> None:
+        self.uninstallKeyboardShortcuts()
+        parent = parent or slicer.util.mainWindow()
+        offsets = {"Q": -1, "W": 1, "/": -1, "*": 1, ",": -1, ".": 1, ">": -1, "<": 1}
+        actions = {key: partial(self._select_segment_beside, offset) for key, offset in offsets.items()}
+        for index in range(20):
+            actions[("Shift+" if index > 9 else "") + str((index + 1) % 10)] = partial(self._toggle_effect, index)
+        actions |= {"Esc": partial(self.setActiveEffectByName, ""), "Space": self._toggle_last_effect}
+        actions |= {"Z": self.undo, "Ctrl+Z": self.undo, "Y": self.redo, "Ctrl+Shift+Z": self.redo, "I": lambda: None}
+        for key, action in actions.items():
+            shortcut = QShortcut(parent)
+            shortcut.setKey(QKeySequence(key))
+            shortcut.activated.connect(action)
+            self._shortcuts.append(shortcut)
+
+    def uninstallKeyboardShortcuts(self) -> None:
+        for shortcut in self._shortcuts:
+            shortcut.setParent(None)
+            shortcut.deleteLater()
+        self._shortcuts = []
+
+    def _select_segment_beside(self, offset: int) -> None:
+        ids = self._follower.segment_ids()
+        if self.currentSegmentID() in ids:
+            self.setCurrentSegmentID(ids[(ids.index(self.currentSegmentID()) + offset) % len(ids)])
+
+    def _toggle_effect(self, index: int) -> None:
+        name = EFFECTS[index] if index < len(EFFECTS) else ""
+        self.setActiveEffectByName("" if name == self._effect else name)
+
+    def _toggle_last_effect(self) -> None:
+        self.setActiveEffectByName("" if self._effect else self._last_effect)
 
 
 def _selector(parent: qMRMLSegmentEditorWidget, node_type: str) -> qMRMLNodeComboBox:
