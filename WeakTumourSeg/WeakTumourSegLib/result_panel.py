@@ -7,12 +7,14 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from weaktumour.errors import InputError
 
 from . import review, roles, scene_import, training_export, tumour_table
+from .logic import temporaryFolder
 from .roles_panel import fitHeight
 
 _EDIT_DELAY_MS = 300
@@ -29,7 +31,6 @@ class ResultPanel(VTKObservationMixin):
         self._hadResult: bool | None = None
         self._shortcutParent = shortcutParent
         self._shortcuts: list[qt.QShortcut] = []
-        self._keptFolders: dict[str, Path] = {}
         # An edit with the brush comes as many changes: measure once they pause.
         self._editTimer = qt.QTimer(shortcutParent)
         self._editTimer.setSingleShot(True)
@@ -37,10 +38,11 @@ class ResultPanel(VTKObservationMixin):
         self._editTimer.connect("timeout()", self.measureEdits)
         self._setUpTable()
         ui.tumourTable.connect("cellClicked(int,int)", self._onCellClicked)
+        ui.tumourTable.connect("currentCellChanged(int,int,int,int)", self._onCurrentCell)
         ui.previousTumourButton.connect("clicked(bool)", lambda checked=False: self.step(-1))
         ui.nextTumourButton.connect("clicked(bool)", lambda checked=False: self.step(1))
-        ui.blendSlider.connect("valueChanged(double)", lambda value: self.showImages())
-        ui.beforeButton.connect("toggled(bool)", lambda checked: self.showImages())
+        ui.blendSlider.connect("valueChanged(double)", self._onBlend)
+        ui.beforeButton.connect("toggled(bool)", self._onBefore)
         ui.checkerboardButton.connect("toggled(bool)", self._onCheckerboard)
         ui.outlineCheckBox.connect("toggled(bool)", self._onOutline)
         ui.showRegisteredButton.connect("clicked(bool)", self._onShowRegistered)
@@ -56,27 +58,42 @@ class ResultPanel(VTKObservationMixin):
         """Follow another result; None: show nothing. A segmentation that no run made is no result."""
         if scene_import.resultOf(node) is None:
             node = None
-        switched = None not in (node, self._node) and node is not self._node
-        if node is not self._node:
-            self.measureEditsNow()
-            self.removeObservers()
-            self._removeCheckerboard()
-            self._node = node
-            if node is not None:
-                # The node repeats the events of its segmentation, whichever that is.
-                events = slicer.vtkSegmentation
-                for event in (events.SegmentAdded, events.SegmentRemoved, events.SegmentModified):
-                    self.addObserver(node, event, self._onSegmentsChanged)
-                self.addObserver(node, events.SourceRepresentationModified, self._onEdited)
-        self.refresh()
+        if node is self._node:
+            self.refresh()
+            return
+        switched = None not in (node, self._node)
+        self.measureEditsNow()
+        self.removeObservers()
+        self._removeCheckerboard()
+        self._node = node
+        if node is not None:
+            self._follow(node)
+        self.measureEdits()  # somebody may have edited it while nobody here looked
         if switched:
+            review.setOutline(node, self.ui.outlineCheckBox.checked)
             self.showImages()
+        elif node is not None:
+            _setQuietly(self.ui.outlineCheckBox, review.isOutline(node))
 
-    def rememberFolder(self, runId: str, folder: Path | None) -> None:
-        """Where the working folder keeps a run's result."""
-        if folder is not None:
-            self._keptFolders[runId] = folder
-        self.refresh()
+    def _follow(self, node: slicer.vtkMRMLSegmentationNode) -> None:
+        # The node repeats the events of its segmentation, whichever that is.
+        events = slicer.vtkSegmentation
+        for event in (events.SegmentAdded, events.SegmentRemoved, events.SegmentModified):
+            self.addObserver(node, event, self._onSegmentsChanged)
+        self.addObserver(node, events.SourceRepresentationModified, self._onEdited)
+        self.addObserver(segmentEditorNode(), vtk.vtkCommand.ModifiedEvent, self._onEditorChanged)
+
+    def present(self) -> None:
+        """Show a result that has just been made as a whole, then its first tumour; nothing of an earlier review."""
+        if self._node is None:
+            return
+        self._removeCheckerboard()
+        _setQuietly(self.ui.beforeButton, False)
+        review.setOutline(self._node, self.ui.outlineCheckBox.checked)
+        self.showImages()
+        review.fitViews()
+        self.ui.tumourTable.setCurrentCell(-1, -1)
+        self.step(1)
 
     def close(self) -> None:
         """Let go of everything, for the scene's or the module's end."""
@@ -100,12 +117,14 @@ class ResultPanel(VTKObservationMixin):
         """Show the node as it is."""
         self._rows = tumour_table.rows(self._node)
         table = self.ui.tumourTable
+        table.blockSignals(True)  # nobody chose another tumour
         table.setRowCount(len(self._rows))
         for index, row in enumerate(self._rows):
             for column, text in enumerate(tumour_table.cells(row)):
                 item = qt.QTableWidgetItem(text)
                 item.setToolTip(tumour_table.tooltip(row))
                 table.setItem(index, column, item)
+        table.blockSignals(False)
         for column in tumour_table.COLUMNS_OF_UNCERTAINTY:
             unknown = all(tumour_table.cells(row)[column] == tumour_table.UNKNOWN for row in self._rows)
             table.setColumnHidden(column, unknown)
@@ -128,7 +147,15 @@ class ResultPanel(VTKObservationMixin):
         self.ui.tumourTable.visible = hasResult
         if hasResult is not self._hadResult:  # between that, a section stays as the user opened or closed it
             self.ui.reviewSection.collapsed, self._hadResult = not hasResult, hasResult
-        self.ui.reportButton.enabled = self._reportPath() is not None
+        hasReport = bool(scene_import.reportOf(self._node))
+        self.ui.reportButton.enabled = hasReport
+        self.ui.reportButton.toolTip = (
+            _("The page with this run's pictures and figures; it is kept in the scene.")
+            if hasReport
+            else _("This run has no report.")
+            if hasResult
+            else _("A run brings a report.")
+        )
 
     def _verdictText(self) -> str:
         if self._node is None:
@@ -136,11 +163,12 @@ class ResultPanel(VTKObservationMixin):
         content = tumour_table.resultContent(self._node)
         run = content.get("run", {})
         sentences = [*run.get("reasons", []), *content.get("warnings", [])]
+        sentences += [warning for row in self._rows if not row.edited for warning in row.warnings]
         if run.get("verdict") == "check_alignment":
             sentences.insert(0, _("Check the alignment before you use this result."))
         if not self._rows:
             sentences.append(_("The result holds no tumour."))
-        return "\n".join(sentences)
+        return "\n".join(dict.fromkeys(sentences))
 
     def _onSegmentsChanged(self, caller: Any, event: Any) -> None:
         self.refresh()
@@ -156,10 +184,8 @@ class ResultPanel(VTKObservationMixin):
     def measureEdits(self) -> None:
         """Compare every tumour with what the run put there, and measure those that differ."""
         self._editTimer.stop()
-        if self._node is None:
-            return
-        for segmentId, segment in roles.segmentsOf(self._node):
-            if roles.roleOf(segment) == roles.TUMOUR:
+        for segmentId, segment in roles.segmentsOf(self._node) if self._node is not None else ():
+            if roles.roleInResult(segment) == roles.TUMOUR:
                 tumour_table.updateEdited(self._node, segmentId)
         self.refresh()
 
@@ -167,31 +193,68 @@ class ResultPanel(VTKObservationMixin):
     def _onCellClicked(self, row: int, column: int) -> None:
         self._centreOn(row)
 
+    def _onCurrentCell(self, row: int, column: int, formerRow: int, formerColumn: int) -> None:
+        if row != formerRow:
+            self._centreOn(row)
+
     def _centreOn(self, row: int) -> None:
-        if self._node is not None and row < len(self._rows):
-            review.centreOn(self._node, self._rows[row].segmentId)
-            self.ui.segmentEditorWidget.setCurrentSegmentID(self._rows[row].segmentId)
+        if self._node is None or not 0 <= row < len(self._rows):
+            return
+        segmentId = self._rows[row].segmentId
+        if segmentId is None:
+            slicer.util.showStatusMessage(
+                _("{name} lies outside the CT; there is nothing to show.").format(name=self._rows[row].name), 5000
+            )
+            return
+        review.centreOn(self._node, segmentId)
+        self.ui.segmentEditorWidget.setCurrentSegmentID(segmentId)
 
     def step(self, by: int) -> None:
-        """The next (1) or previous (-1) tumour: selected in the table, in the middle of the views."""
+        """The next (1) or previous (-1) tumour on the CT: selected in the table, in the middle of the views."""
         ids = [row.segmentId for row in self._rows]
         current = self.ui.tumourTable.currentRow()
-        target = review.neighbour(ids, ids[current] if 0 <= current < len(ids) else None, by)
-        if target is not None:
-            self.ui.tumourTable.selectRow(ids.index(target))
-            self._centreOn(ids.index(target))
+        onCT = [segmentId for segmentId in ids if segmentId is not None]
+        target = review.neighbour(onCT, ids[current] if 0 <= current < len(ids) else None, by)
+        if target is None:
+            return
+        row = ids.index(target)
+        if row == current:
+            self._centreOn(row)
+        else:
+            self.ui.tumourTable.setCurrentCell(row, 0)  # centres
 
     def showImages(self) -> None:
-        """The CT with the MRI over it, as slider and before/after say."""
+        """The CT with the MRI over it and the segmentation that belongs to it, as slider and before/after say."""
+        if self._blend():
+            review.showSegmentation(scene_import.resultOf(self._node), not self.ui.beforeButton.checked)
+
+    def _blend(self) -> bool:
+        """The images alone; whether there are any."""
         result = scene_import.resultOf(self._node)
-        if result is None or self.ui.checkerboardButton.checked:
-            return
+        if result is None:
+            return False
         with slicer.util.tryWithErrorDisplay(_("The images cannot be shown.")):
             review.blend(result, self.ui.blendSlider.value, registered=not self.ui.beforeButton.checked)
+        return True
+
+    def _onBlend(self, value: float) -> None:
+        self._removeCheckerboard()
+        self._blend()  # which segments are shown is the user's choice meanwhile
+
+    def _onBefore(self, checked: bool) -> None:
+        self._removeCheckerboard()
+        if checked:  # the result is hidden then: nobody can see what is painted
+            self.ui.segmentEditorWidget.setActiveEffectByName("")
+        self.showImages()
+
+    def _onEditorChanged(self, caller: Any, event: Any) -> None:
+        if caller.GetActiveEffectName() and self.ui.beforeButton.checked:
+            self.ui.beforeButton.checked = False
 
     def _onCheckerboard(self, checked: bool) -> None:
         result = scene_import.resultOf(self._node)
         if checked and result is not None:
+            _setQuietly(self.ui.beforeButton, False)
             with slicer.util.tryWithErrorDisplay(_("The checkerboard cannot be shown."), waitCursor=True):
                 review.showCheckerboard(result)
         else:
@@ -200,29 +263,35 @@ class ResultPanel(VTKObservationMixin):
 
     def _removeCheckerboard(self) -> None:
         review.removeCheckerboard()
-        self.ui.checkerboardButton.blockSignals(True)
-        self.ui.checkerboardButton.checked = False
-        self.ui.checkerboardButton.blockSignals(False)
+        _setQuietly(self.ui.checkerboardButton, False)
 
     def _onOutline(self, checked: bool) -> None:
         if self._node is not None:
             review.setOutline(self._node, checked)
 
     def _onShowRegistered(self, checked: bool = False) -> None:
+        result = scene_import.resultOf(self._node)
         with slicer.util.tryWithErrorDisplay(_("The registered MRI cannot be shown.")):
-            scene_import.showRegistered(scene_import.resultOf(self._node))
+            shown = scene_import.showRegistered(result)
+            self._removeCheckerboard()
+            _setQuietly(self.ui.beforeButton, False)
+            if not self.ui.blendSlider.value:
+                self.ui.blendSlider.value = 0.5
+            review.showOverCT(result, shown, self.ui.blendSlider.value)
+            review.showSegmentation(result, True)
 
     # -- keys -------------------------------------------------------------------------------------------------------
     def installShortcuts(self) -> None:
-        """While the module is open: , and . tumour to tumour, / before and after, ; outlines.
+        """While the module is open: [ and ] tumour to tumour, \\ before and after, ; outlines.
 
-        No letters: the slice views and the Segment Editor use most of them.
+        The slice views and the Segment Editor use most letters, digits and , . / * < >; one key for two of them is
+        dead.
         """
         self.removeShortcuts()
         for key, action in (
-            (",", lambda: self.step(-1)),
-            (".", lambda: self.step(1)),
-            ("/", self.ui.beforeButton.toggle),
+            ("[", lambda: self.step(-1)),
+            ("]", lambda: self.step(1)),
+            ("\\", self.ui.beforeButton.toggle),
             (";", self.ui.outlineCheckBox.toggle),
         ):
             shortcut = qt.QShortcut(self._shortcutParent)
@@ -238,16 +307,13 @@ class ResultPanel(VTKObservationMixin):
         self._shortcuts = []
 
     # -- files ------------------------------------------------------------------------------------------------------
-    def _reportPath(self) -> Path | None:
-        runId = self._node.GetAttribute(scene_import.RUN_ATTRIBUTE) if self._node is not None else None
-        folder = self._keptFolders.get(runId)
-        report = folder / "report.html" if folder is not None else None
-        return report if report is not None and report.is_file() else None
-
     def _onReport(self, checked: bool = False) -> None:
-        report = self._reportPath()
-        if report is not None:
-            qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(report)))
+        page, runId = scene_import.reportOf(self._node), self._node.GetAttribute(scene_import.RUN_ATTRIBUTE)
+        with slicer.util.tryWithErrorDisplay(_("The report cannot be opened.")):
+            path = temporaryFolder() / f"WeakTumourSeg report {runId}.html"
+            path.write_text(page, encoding="utf-8")
+            if not qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path))):
+                raise RuntimeError(_("No program opens it; open {file} in a browser.").format(file=path))
 
     def _onSaveForTraining(self, checked: bool = False) -> None:
         folder = qt.QFileDialog.getExistingDirectory(
@@ -266,6 +332,13 @@ class ResultPanel(VTKObservationMixin):
             return None
         slicer.util.showStatusMessage(_("Saved as {folder}.").format(folder=case), 5000)
         return case
+
+
+def _setQuietly(button: qt.QAbstractButton, checked: bool) -> None:
+    """Press or release a button, and leave what that means to the caller."""
+    blocked = button.blockSignals(True)
+    button.setChecked(checked)
+    button.blockSignals(blocked)
 
 
 def openSegmentEditor(

@@ -46,20 +46,26 @@ def centreOn(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: str) -
 
 
 def blend(result: ResultNodes, opacity: float, registered: bool = True) -> None:
-    """The CT with the MRI over it: registered, or as it was before. opacity: 0 CT alone, 1 MRI alone.
-
-    The segmentation that belongs to what is shown is shown with it: two livers in one view would mislead.
-    """
-    ct = result.segmentation.GetNodeReference(FIXED_ROLE)
+    """The CT with the MRI over it: registered, or as it was before. opacity: 0 CT alone, 1 MRI alone."""
     mr = result.registeredMR if registered else result.segmentation.GetNodeReference(MOVING_ROLE)
+    showOverCT(result, mr, opacity)
+
+
+def showOverCT(result: ResultNodes, mr: slicer.vtkMRMLScalarVolumeNode | None, opacity: float) -> None:
+    """An image over the result's CT in all slice views. Raises InputError where one of them is gone."""
+    ct = result.segmentation.GetNodeReference(FIXED_ROLE)
     if ct is None or mr is None:
         raise InputError(_("An image of this result is no longer in the scene."))
     _showInSlices(ct, mr, opacity)
-    _showSegmentation(result, registered)
 
 
-def _showSegmentation(result: ResultNodes, registered: bool) -> None:
-    """The result, or the MRI's own segmentation; never both, nor another run's."""
+def fitViews() -> None:
+    """All of what lies in the background of the slice views; needs the application."""
+    slicer.util.setSliceViewerLayers(fit=True)
+
+
+def showSegmentation(result: ResultNodes, registered: bool) -> None:
+    """The result, or the MRI's own segmentation; never both, nor another run's: two livers would mislead."""
     for other in resultSegmentations():
         _setShown(other, registered and other is result.segmentation)
     _setShown(result.segmentation.GetNodeReference(MOVING_SEGMENTATION_ROLE), not registered)
@@ -88,7 +94,7 @@ def showCheckerboard(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
     node.GetDisplayNode().SetWindowLevel(255, 127.5)
     node.GetDisplayNode().SetSaveWithScene(False)
     _showInSlices(node, None, 0.0)
-    _showSegmentation(result, True)
+    showSegmentation(result, True)
     return node
 
 
@@ -130,6 +136,12 @@ def setOutline(segmentationNode: slicer.vtkMRMLSegmentationNode, outlineOnly: bo
     if display is not None:
         display.SetVisibility2DOutline(True)
         display.SetVisibility2DFill(not outlineOnly)
+
+
+def isOutline(segmentationNode: slicer.vtkMRMLSegmentationNode) -> bool:
+    """Whether its segments are shown as outlines only."""
+    display = segmentationNode.GetDisplayNode()
+    return display is not None and not display.GetVisibility2DFill()
 
 
 def neighbour(segmentIds: list[str], current: str | None, step: int) -> str | None:
