@@ -24,7 +24,7 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 from weaktumour.errors import InputError
-from WeakTumourSegLib import installation
+from WeakTumourSegLib import installation, preselection, roles
 from WeakTumourSegLib.logic import NO_MODEL, STAGES, RegistrationLogic, loadCase, qtTicker
 from WeakTumourSegLib.models_panel import ModelsPanel
 from WeakTumourSegLib.parameters import WeakTumourSegParameterNode, workerAccepts
@@ -83,8 +83,9 @@ def loadSimulatedPatient(source=None):
             )
 
     with slicer.util.tryWithErrorDisplay(_("The simulated patient could not be made."), waitCursor=True):
-        return list(WeakTumourSegLogic().simulatePatient(onEvent=show).loaded)
-    return []
+        patient = WeakTumourSegLogic().simulatePatient(onEvent=show).loaded
+        slicer.util.setSliceViewerLayers(background=patient.ct, foreground=patient.mr, foregroundOpacity=0.5, fit=True)
+        return list(patient)
 
 
 class WeakTumourSegLogic(ScriptedLoadableModuleLogic, RegistrationLogic):
@@ -111,6 +112,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._runStarted = 0.0
         self._runKind = ""  # device and preset of the run, by which its time is remembered
         self._message = ""  # what the last run had to say, until the next start
+        self._hasNewResult = False  # which nobody has seen yet, as while the module is left
 
     # -- life -------------------------------------------------------------------------------------------------------
     def setup(self):
@@ -122,7 +124,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = WeakTumourSegLogic()
         self.rolesPanel = RolesPanel(self.ui.rolesTable, self._checkCanApply)
         self.resultPanel = ResultPanel(self.ui, uiWidget)
-        self.modelsPanel = ModelsPanel(self.ui, self._onModelChosen, self._log, qtTicker)
+        self.modelsPanel = ModelsPanel(self.ui, self._onModelChosen, self._log, self._checkCanApply, qtTicker)
         self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", "WeakTumourSeg.Kind", "segmentation")
         self.ui.uncertaintyComboBox.enabled = workerAccepts("uncertainty")
         if not workerAccepts("uncertainty"):
@@ -136,10 +138,16 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport, priority=-1.0)
         self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
         self.ui.installTorchButton.connect("clicked(bool)", self.onInstallTorch)
-        self.ui.importModelHintButton.connect("clicked(bool)", lambda checked=False: self.modelsPanel.chooseAndImport())
+        self.ui.importModelHintButton.connect("clicked(bool)", self.onImportModelHint)
+        self.ui.correctSection.connect("contentsCollapsed(bool)", self._onCorrectCollapsed)
         self.ui.copyLogButton.connect("clicked(bool)", self.onCopyLog)
         self.ui.workingFolderEdit.connect("currentPathChanged(QString)", self._onWorkingFolder)
-        self.initializeParameterNode()
+        # What the Segment Editor makes is a tumour, not what the segment before it is.
+        self.ui.segmentEditorWidget.defaultTerminologyEntry = roles.TERMINOLOGY[roles.TUMOUR].serialize()
+        if getattr(self.parent, "isEntered", False):  # reloaded while it is shown: nobody else calls enter()
+            self.enter()
+        else:
+            self.initializeParameterNode()
 
     def cleanup(self):
         """The module or the application ends."""
@@ -150,6 +158,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._probe = None
         self.modelsPanel.close()
         self.resultPanel.close()
+        self._leaveSegmentEditor()  # while it still has its node
         self.ui.segmentEditorWidget.setMRMLSegmentEditorNode(None)
         self.setParameterNode(None)
         self.removeObservers()
@@ -160,20 +169,34 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self):
         self.initializeParameterNode()
         self.resultPanel.installShortcuts()
-        self.ui.segmentEditorWidget.installKeyboardShortcuts()
+        self._onCorrectCollapsed(self.ui.correctSection.collapsed)
         self._checkInstallation()
+        self._presentResult()
 
     def exit(self):
         self.resultPanel.measureEditsNow()
         self.resultPanel.removeShortcuts()
-        self.ui.segmentEditorWidget.setActiveEffectByName("")
-        self.ui.segmentEditorWidget.uninstallKeyboardShortcuts()
-        self.ui.segmentEditorWidget.removeViewObservations()
+        self._leaveSegmentEditor()
         self.setParameterNode(None)
+
+    def _leaveSegmentEditor(self):
+        editor = self.ui.segmentEditorWidget
+        editor.setActiveEffectByName("")
+        editor.uninstallKeyboardShortcuts()
+        editor.removeViewObservations()
+
+    def _onCorrectCollapsed(self, collapsed):
+        """The Segment Editor takes keys and the mouse only while its section is open."""
+        if collapsed:
+            self.ui.segmentEditorWidget.setActiveEffectByName("")
+            self.ui.segmentEditorWidget.uninstallKeyboardShortcuts()
+        elif self._parameterNode is not None:
+            self.ui.segmentEditorWidget.installKeyboardShortcuts()
 
     def onSceneStartClose(self, caller, event):
         if self.logic.run is not None:
             self.logic.run.abort()
+        self._hasNewResult = False
         self.resultPanel.show(None)
         self.rolesPanel.show(None)
         self.ui.segmentEditorWidget.setSegmentationNode(None)
@@ -189,17 +212,35 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     # -- parameters -------------------------------------------------------------------------------------------------
     def initializeParameterNode(self):
-        """Use the scene's parameter node; where nothing is chosen yet, the first volumes are."""
+        """Use the scene's parameter node; where nothing is chosen yet and there is no doubt, MRI and CT are."""
         self.setParameterNode(self.logic.getParameterNode())
+        self._preselect()
+
+    def _preselect(self):
+        parameters = self._parameterNode
+        if parameters.mrVolume is not None and parameters.ctVolume is not None:
+            return
+        mr, ct = preselection.mrAndCT()
+        if ct is None:
+            return
+        if parameters.ctVolume is None and parameters.mrVolume is not ct:
+            parameters.ctVolume = ct
+        if parameters.mrVolume is None and parameters.ctVolume is not mr:
+            parameters.mrVolume = mr
+            # Only with the MRI: who takes the segmentation out later wants none.
+            parameters.mrSegmentation = parameters.mrSegmentation or preselection.segmentationOf(mr)
 
     def setParameterNode(self, parameterNode):
         if self._parameterNode is not None:
             self._parameterNode.disconnectGui(self._guiTag)
-            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersChanged)
+            # The node itself: what is observed is kept for ever, and there is a new wrapper each time.
+            node = self._parameterNode.parameterNode
+            self.removeObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParametersChanged)
         self._parameterNode = parameterNode
         if parameterNode is not None:
             self._guiTag = parameterNode.connectGui(self.ui)
-            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersChanged)
+            node = parameterNode.parameterNode
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParametersChanged)
             self._onParametersChanged()
 
     def _onParametersChanged(self, caller=None, event=None):
@@ -217,10 +258,11 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._checkCanApply()
 
     def _onModelChosen(self, task, modelId):
+        parameters = self._parameterNode or self.logic.getParameterNode()
         if task == "registration":
-            self._parameterNode.registrationModel = modelId
+            parameters.registrationModel = modelId
         else:
-            self._parameterNode.segmentationModel = modelId
+            parameters.segmentationModel = modelId
 
     def _onWorkingFolder(self, path):
         qt.QSettings().setValue(f"{_SETTINGS}/workingFolder", path)
@@ -228,27 +270,49 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # -- first use and machine --------------------------------------------------------------------------------------
     def _checkInstallation(self):
         """Explain what is missing; where torch is there, ask what the machine can do."""
-        hasTorch = installation.hasTorch()
-        self.ui.installationFrame.visible = not hasTorch
-        self.ui.installationLabel.text = _(
-            "The computation needs PyTorch, which is not installed. Install it here once (about 200 MB, with a GPU "
-            "build up to 3 GB; you are asked first). Offline: install the PyTorch extension from a file."
-        )
-        if hasTorch and self._probe is None and not self._machine.devices:
-            self.ui.deviceInfoLabel.text = _("Looking for devices...")
+        if not self._machine.devices:
+            self._probeMachine()
+        self._showInstallation()
+
+    def _probeMachine(self):
+        """Ask a child process; what was known stays until it answers."""
+        if self._probe is None and installation.hasTorch():
             self._probe = installation.probeMachine(self._onMachine, qtTicker)
-        self._checkCanApply()
+            self._showMachine()
 
     def _onMachine(self, machine):
         self._probe = None
-        self._machine = machine
+        if machine.devices or not self._machine.devices:  # one failure, as for lack of memory, does not undo what works
+            self._machine = machine
         self._showMachine()
+        self._showInstallation()
+
+    def _torchProblem(self):
+        if not installation.hasTorch():
+            return _("Install PyTorch first, see above.")
+        return installation.torchProblem(self._machine)
+
+    def _showInstallation(self):
+        self.ui.installationFrame.visible = bool(self._torchProblem())
+        if installation.hasTorch():
+            self.ui.installationLabel.text = _(
+                "{problem} Remove PyTorch in the module PyTorch Utils, restart Slicer, and install it here anew."
+            ).format(problem=self._torchProblem())
+        else:
+            self.ui.installationLabel.text = _(
+                "The computation needs PyTorch, which is not installed. Install it here once (about 200 MB, with a GPU "
+                "build up to 3 GB; you are asked first). Offline: install the PyTorch extension from a file."
+            )
+        self._checkCanApply()
 
     def _showMachine(self):
         parameters = self._parameterNode
-        if parameters is None or self._probe is not None:
+        if parameters is None:
             return
-        self.ui.deviceInfoLabel.text = installation.describeDevice(self._machine, parameters.device)
+        if self._probe is not None and not self._machine.devices:
+            self.ui.deviceInfoLabel.text = _("Looking for devices...")
+        else:
+            self.ui.deviceInfoLabel.text = installation.describeDevice(self._machine, parameters.device)
         measured = slicer.util.settingsValue(
             f"{_SETTINGS}/seconds/{parameters.device}/{parameters.preset}", 0.0, converter=float
         )
@@ -263,7 +327,20 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onInstallTorch(self, checked=False):
         with slicer.util.tryWithErrorDisplay(_("PyTorch was not installed."), waitCursor=True):
             installation.installTorch()
+        if self._probe is not None:
+            self._probe.abandon()
+            self._probe = None
+        self._machine = installation.Machine()
         self._checkInstallation()
+
+    def onImportModelHint(self, checked=False):
+        """Weights from a file, where there are none; the answer stands where that was said."""
+        self.modelsPanel.chooseAndImport(self._onModelAnswer)
+
+    def _onModelAnswer(self, text):
+        self._message = text
+        self._checkCanApply()
+        self.ui.statusLabel.text = text
 
     # -- run --------------------------------------------------------------------------------------------------------
     @property
@@ -275,14 +352,14 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parameters = self._parameterNode
         if parameters is None:
             return _("The scene is being closed.")
-        if not installation.hasTorch():
-            return _("Install PyTorch first, see above.")
+        if self._torchProblem():
+            return self._torchProblem()
         inputs = RunInputs(parameters.mrVolume, parameters.ctVolume, parameters.mrSegmentation, parameters.ctLiver)
         try:
             checkInputs(inputs, parameters.segmentationModel != NO_MODEL)
         except InputError as error:
             return str(error)
-        return ""
+        return self.modelsPanel.problem()
 
     def _checkCanApply(self, caller=None, event=None):
         """Text, tooltip and state of the one button, and the line below it."""
@@ -298,6 +375,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             "Register the MRI onto the CT and carry the labels over. The inputs stay as they are."
         )
         self.ui.statusLabel.text = problem or self._message
+        self.ui.importModelHintButton.visible = self.modelsPanel.needsImport and not self._torchProblem()
         self.ui.progressBar.visible = False
 
     def onApplyButton(self, checked=False):
@@ -364,11 +442,8 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             # The user may have left the module meanwhile.
             parameters = self._parameterNode or self.logic.getParameterNode()
             parameters.result = run.nodes.segmentation
-            self.resultPanel.rememberFolder(run.nodes.runId, run.keptFolder)
-            if self._parameterNode is not None:
-                self.ui.resultSection.collapsed = False
-                self.resultPanel.showImages()
-                self.resultPanel.step(1)
+            self._hasNewResult = True
+            self._presentResult()
         elif run.state == CANCELLED:
             self._message = _("Cancelled; the scene is as it was.")
         elif run.state == FAILED:
@@ -376,6 +451,14 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._log(run.message)
         self._checkCanApply()
         self._showMachine()
+        self._probeMachine()  # the memory that is free now
+
+    def _presentResult(self):
+        """Show the result of a run that ended now, or while the module was left."""
+        if self._hasNewResult and self._parameterNode is not None:
+            self._hasNewResult = False
+            self.ui.resultSection.collapsed = False
+            self.resultPanel.present()
 
     # -- log --------------------------------------------------------------------------------------------------------
     def _log(self, line):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from .worker_process import (
     startFailure,
 )
 
+_OLDEST_TORCH = (2, 4)
 TORCH_REQUIREMENT = ">=2.4"
 _LITTLE_GPU_MEMORY_MB = 3000
 
@@ -130,6 +132,18 @@ def parseMachine(code: int, lines: list[str]) -> Machine:
             return Machine(event["torch"], devices, event["seconds"])
     last = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
     return Machine(problem=_("PyTorch does not work here ({reason}).").format(reason=last))
+
+
+def torchProblem(machine: Machine) -> str:
+    """Why no run can work with what the child process found, in one sentence; empty where one can."""
+    if machine.problem:
+        return machine.problem
+    version = re.match(r"(\d+)\.(\d+)", machine.torch or "")
+    if version and (int(version[1]), int(version[2])) < _OLDEST_TORCH:
+        return _("PyTorch {version} is too old; {oldest} or later is needed.").format(
+            version=machine.torch, oldest=".".join(map(str, _OLDEST_TORCH))
+        )
+    return ""
 
 
 def describeDevice(machine: Machine, device: str) -> str:

@@ -125,8 +125,7 @@ def checkVolume(node: slicer.vtkMRMLNode | None, what: str) -> None:
 
 def checkModalities(mr: slicer.vtkMRMLScalarVolumeNode, ct: slicer.vtkMRMLScalarVolumeNode) -> None:
     """Raise InputError where the CT's values cannot be Hounsfield units, or the MRI's are."""
-    ctProblem, mrProblem = _hounsfieldProblem(ct), _hounsfieldProblem(mr)
-    mrHoldsAir = mrProblem is None and np.percentile(_sample(mr), 0.5) < _AIR_BELOW
+    ctProblem, mrHoldsAir = _hounsfieldProblem(ct), looksLikeCT(mr)
     if ctProblem and mrHoldsAir:
         raise InputError(_("MRI and CT seem to be exchanged: the values of the MRI are those of a CT; exchange them."))
     if ctProblem:
@@ -135,6 +134,11 @@ def checkModalities(mr: slicer.vtkMRMLScalarVolumeNode, ct: slicer.vtkMRMLScalar
         raise InputError(
             _('MRI: the values of "{name}" are Hounsfield units, as of a CT; choose the MRI.').format(name=mr.GetName())
         )
+
+
+def looksLikeCT(node: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether the values may be Hounsfield units and reach down to air."""
+    return _hounsfieldProblem(node) is None and bool(np.percentile(_sample(node), 0.5) < _AIR_BELOW)
 
 
 def _sample(node: slicer.vtkMRMLScalarVolumeNode, perAxis: int = 64) -> np.ndarray:
