@@ -88,3 +88,42 @@ def done(ready, slicer_host):
     """The panel after a run by a click."""
     run(ready, slicer_host)
     return ready
+
+
+SHIM = """
+import json, shutil, sys
+from pathlib import Path
+request = json.loads(Path(sys.argv[2]).read_text())
+shutil.copytree(sys.argv[1], request["out"])
+print(json.dumps({"event": "result", "folder": request["out"]}), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def small_result(small_case, tmp_path_factory) -> Path:
+    """The result folder of that patient, made once by the real command line."""
+    import subprocess
+
+    folder = tmp_path_factory.mktemp("result") / "result"
+    command = [sys.executable, "-m", "weaktumour", "register", "--preset", "fast", "--device", "cpu"]
+    command += ["--mr", str(small_case / "mr.nii.gz"), "--mr-labels", str(small_case / "mr_labels.nii.gz")]
+    command += ["--ct", str(small_case / "ct.nii.gz"), "--out", str(folder)]
+    done = subprocess.run(command, cwd=MODULE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def quick(ready, small_result, tmp_path):
+    """The panel with the patient chosen and a worker that brings the ready-made result at once."""
+    shim = tmp_path / "shim.py"
+    shim.write_text(SHIM)
+    ready.logic.workerCommand = [sys.executable, str(shim), str(small_result)]
+    return ready
+
+
+@pytest.fixture
+def reviewed(quick, slicer_host):
+    """The panel with that result."""
+    run(quick, slicer_host)
+    return quick

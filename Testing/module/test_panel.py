@@ -167,6 +167,66 @@ def test_without_torch_it_explains_and_offers_the_extension(slicer_host, panel, 
     slicer_host.errors.clear()  # tryWithErrorDisplay raises it again
 
 
+@pytest.mark.parametrize(
+    ("torch", "problem", "sentence"),
+    [
+        (None, "PyTorch does not work here (OSError: libcudart.so: not found).", "libcudart.so"),
+        ("2.3.1+cpu", "", "PyTorch 2.3.1+cpu is too old; 2.4 or later is needed."),
+    ],
+)
+def test_a_torch_that_is_of_no_use_is_said(torch, problem, sentence, slicer_host, ready, monkeypatch):
+    from WeakTumourSegLib import installation
+
+    slicer_host.wait_until(lambda: ready._probe is None, 60, "the machine's description")
+    assert not ready.ui.installationFrame.isVisible()
+    assert ready.ui.applyButton.enabled
+    ready._machine = installation.Machine()
+    devices = {} if problem else {"cpu": {"name": "CPU", "free_mb": None}}
+    ready._onMachine(installation.Machine(torch, devices, problem=problem))
+    assert ready.ui.installationFrame.isVisible()
+    assert sentence in ready.ui.installationLabel.text
+    assert sentence in ready.ui.statusLabel.text
+    assert not ready.ui.applyButton.enabled
+    # Installed anew: asked again, and the way is free.
+    monkeypatch.setattr(installation, "installTorch", lambda: True)
+    gestures.click(ready.ui.installTorchButton)
+    slicer_host.wait_until(lambda: ready._probe is None, 60, "the machine's description")
+    assert not ready.ui.installationFrame.isVisible()
+    assert ready.ui.applyButton.enabled
+
+
+def volumeOf(voxels: np.ndarray, name: str):
+    return slicer.util.addVolumeFromArray(voxels.astype(np.int16), name=name)
+
+
+def test_mri_and_ct_are_preselected_where_there_is_no_doubt(panel, slicer_host):
+    def enter():
+        panel.exit()
+        panel.enter()
+        return panel._parameterNode
+
+    rng = np.random.default_rng(0)
+    mr = volumeOf(rng.integers(0, 900, (9, 20, 20)), "A")
+    enter()
+    assert panel._parameterNode.mrVolume is None  # no CT yet
+    voxels = np.full((9, 20, 20), -1000)
+    voxels[2:7, 4:16, 4:16] = 60
+    ct = volumeOf(voxels, "B")
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "of A")
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(mr)
+    chosen = enter()
+    assert (chosen.mrVolume, chosen.ctVolume, chosen.mrSegmentation) == (mr, ct, segmentation)
+    assert panel.ui.mrSelector.currentNode() is mr
+    chosen.mrSegmentation = None
+    assert enter().mrSegmentation is None  # the user wants none
+    # What the user chose stays; a second MRI leaves a doubt.
+    other = volumeOf(rng.integers(0, 900, (9, 20, 20)), "C")
+    panel._parameterNode.mrVolume = other
+    assert enter().mrVolume is other
+    panel._parameterNode.mrVolume = None
+    assert enter().mrVolume is None
+
+
 def test_device_and_time_are_shown(ready, slicer_host):
     slicer_host.wait_until(lambda: ready._probe is None, 60, "the machine's description")
     assert "GB free" in ready.ui.deviceInfoLabel.text
@@ -392,11 +452,11 @@ def test_the_panel_shows_what_there_is(ready, slicer_host):
 
 def test_keys_lead_from_tumour_to_tumour(done, slicer_host):
     texts = {shortcut.key.toString(): shortcut for shortcut in done.resultPanel._shortcuts}
-    assert set(texts) == {",", ".", "/", ";"}
+    assert set(texts) == {"[", "]", "\\", ";"}
     done.ui.tumourTable.selectRow(0)
-    texts["."].activated.emit()
+    texts["]"].activated.emit()
     assert done.ui.tumourTable.currentRow() == 1 % done.ui.tumourTable.rowCount
-    texts["/"].activated.emit()
+    texts["\\"].activated.emit()
     assert done.ui.beforeButton.checked
     done.exit()
     assert done.resultPanel._shortcuts == []
@@ -431,6 +491,56 @@ def test_models_are_listed_verified_and_imported(panel, slicer_host, tmp_path, m
     assert "torch" not in sys.modules
 
 
+def test_a_model_that_is_not_there_is_said(ready, slicer_host, tmp_path, monkeypatch):
+    """As in a scene from another computer."""
+    monkeypatch.setenv("WEAKTUMOUR_MODELS", str(tmp_path / "mine"))
+    combo = ready.ui.segmentationModelComboBox
+    ready._parameterNode.segmentationModel = "theirs"
+    assert combo.currentText == "theirs (missing)"
+    assert 'The segmentation model "theirs" is not installed' in ready.ui.statusLabel.text
+    assert not ready.ui.applyButton.enabled
+    gestures.click(ready.ui.advancedSection)
+    gestures.choose(combo, "default")
+    assert ready.ui.applyButton.enabled
+    assert combo.findText("theirs (missing)") == -1
+
+
+def test_a_removed_model_is_no_longer_chosen(ready, slicer_host, tmp_path, monkeypatch):
+    monkeypatch.setenv("WEAKTUMOUR_MODELS", str(tmp_path / "mine"))
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(next((MODULE / "Resources/Models").glob("unet-*.pt")).read_bytes())
+    ready.modelsPanel.importFile(str(copy))
+    slicer_host.wait_until(lambda: not ready.modelsPanel.isBusy, 60, "the import")
+    ready._parameterNode.segmentationModel = "copy"
+    gestures.click(ready.ui.advancedSection)
+    gestures.click(ready.ui.removeModelButton)
+    slicer_host.wait_until(lambda: not ready.modelsPanel.isBusy, 60, "the removal")
+    assert ready._parameterNode.segmentationModel == ""
+    assert ready.ui.applyButton.enabled
+
+
+def test_weights_can_be_imported_where_there_are_none(ready, slicer_host, tmp_path, monkeypatch):
+    from WeakTumourSegLib import models_panel
+
+    monkeypatch.setenv("WEAKTUMOUR_MODELS", str(tmp_path / "mine"))
+    assert not ready.ui.importModelHintButton.isVisible()
+    listed = models_panel.models.list_models
+    monkeypatch.setattr(models_panel.models, "list_models", list)
+    ready.modelsPanel.refresh()
+    ready._checkCanApply()
+    assert "No network's weights are installed" in ready.ui.statusLabel.text
+    assert not ready.ui.applyButton.enabled
+    monkeypatch.setattr(models_panel.models, "list_models", listed)
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(next((MODULE / "Resources/Models").glob("unet-*.pt")).read_bytes())
+    slicer_host.answer(str(copy))
+    gestures.click(ready.ui.importModelHintButton)
+    slicer_host.wait_until(lambda: not ready.modelsPanel.isBusy, 60, "the import")
+    assert "Imported copy" in ready.ui.statusLabel.text
+    assert not ready.ui.importModelHintButton.isVisible()
+    assert ready.ui.applyButton.enabled
+
+
 def test_the_simulated_patient_is_offered_and_made_here(slicer_host, panel, patient, monkeypatch):
     import types
 
@@ -452,6 +562,10 @@ def test_the_simulated_patient_is_offered_and_made_here(slicer_host, panel, pati
     made.loaded = patient
     monkeypatch.setattr(RegistrationLogic, "simulatePatient", lambda self, **keywords: made)
     assert source["customDownloader"](None) == list(patient)
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        assert composite.GetBackgroundVolumeID() == patient.ct.GetID()
+        assert composite.GetForegroundVolumeID() == patient.mr.GetID()
+        assert composite.GetForegroundOpacity() == 0.5
 
 
 # -- endings --------------------------------------------------------------------------------------------------------
@@ -543,6 +657,44 @@ def test_no_observer_is_left_behind(slicer_host, panel):
     for _ in range(20):
         live_once()
     assert observers.growth(before, observers.count()) == {}
+
+
+def test_coming_and_going_leaves_no_observer(slicer_host, panel):
+    """20 times, without a reload, which would take what was forgotten with it."""
+    from slicerhost import observers
+
+    selector = slicer_host.main_window.moduleSelector()
+    slicer_host.wait_until(lambda: panel._probe is None, 60, "the machine's description")
+
+    def comeAndGo() -> None:
+        selector.selectModule("Volumes")
+        slicer_host.show_module("WeakTumourSeg")
+
+    comeAndGo()
+    before = observers.count()
+    for _ in range(20):
+        comeAndGo()
+    assert observers.growth(before, observers.count()) == {}
+
+
+def test_a_reload_while_it_is_shown_brings_a_working_panel(slicer_host, panel, monkeypatch):
+    """Slicer does not call enter() then; and the editor is left before its node is taken away."""
+    editor, calls = panel.ui.segmentEditorWidget, []
+    for name in ("setActiveEffectByName", "removeViewObservations", "setMRMLSegmentEditorNode"):
+        method = getattr(type(editor), name)
+        monkeypatch.setattr(
+            type(editor), name, lambda self, *values, m=method, n=name: (calls.append((self, n)), m(self, *values))
+        )
+    panel.onReload()
+    assert [name for widget, name in calls if widget is editor] == [
+        "setActiveEffectByName",
+        "removeViewObservations",
+        "setMRMLSegmentEditorNode",
+    ]
+    again = slicer.util.getModuleWidget("WeakTumourSeg")
+    assert again is not panel
+    assert len(again.resultPanel._shortcuts) == 4
+    assert again._probe is not None or again._machine.devices
 
 
 def test_the_library_is_reloaded_with_the_module(slicer_host, panel):
