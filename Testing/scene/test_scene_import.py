@@ -233,7 +233,8 @@ def test_the_report_stays_with_the_scene(scene, inputs, tmp_path):
     assert scene.WriteToMRB(str(tmp_path / "scene.mrb"))
     scene.Clear(0)
     scene.ReadFromMRB(str(tmp_path / "scene.mrb"))
-    assert scene_import.reportOf(scene_import.resultSegmentations()[0]) == page
+    (segmentation,) = scene_import.resultSegmentations()
+    assert scene_import.reportOf(segmentation) == page
 
 
 def test_a_moved_mri_does_not_move_what_is_shown(result, inputs, addTransform):

@@ -97,7 +97,7 @@ def importResult(
             sources = {int(roles.segmentTag(segment, LABEL_TAG)): segmentId for segmentId, segment in found}
         # Not by order: the user may delete, add and move segments of the MRI later.
         segmentation.SetAttribute(SOURCES_ATTRIBUTE, json.dumps(sources))
-        _keepReport(folder / "report.html", runId, suffix, add)
+        _keepReport(folder / "report.html", runId, suffix, inputs.ct, add)
         for node in (segmentation, transform, registered):
             _tieToInputs(node, inputs, mrSegmentation)
             placeBeside(node, inputs.ct)
@@ -175,13 +175,14 @@ def placeBeside(node: slicer.vtkMRMLNode, other: slicer.vtkMRMLNode) -> None:
 
 
 # -- report ---------------------------------------------------------------------------------------------------------
-def _keepReport(path: Path, runId: str, suffix: str, add: Any) -> None:
+def _keepReport(path: Path, runId: str, suffix: str, ct: slicer.vtkMRMLScalarVolumeNode, add: Any) -> None:
     """The run's page as a text in the scene, so that it is there wherever the scene is loaded."""
     if not path.is_file():
         return
     node = add("vtkMRMLTextNode", _("WeakTumourSeg report {run}").format(run=suffix), _ofRun(runId, REPORT))
-    node.SetHideFromEditors(True)
+    # Not hidden: Slicer's save dialog leaves out what it does not list, and the user may want to delete it.
     node.SetText(path.read_text(encoding="utf-8"))
+    placeBeside(node, ct)
 
 
 def reportOf(segmentationNode: slicer.vtkMRMLSegmentationNode | None) -> str:
