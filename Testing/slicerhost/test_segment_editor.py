@@ -111,3 +111,30 @@ def test_the_first_segment_is_selected_and_the_table_chooses_another(editor):
     gestures.click_cell(editor._table.tableWidget(), 1, 3)
     assert editor.currentSegmentID() == "tumour"
     assert chosen == ["tumour"]
+
+
+def test_its_keys_are_the_main_windows_until_they_are_taken_back(editor, slicer_host):
+    """Slicer's editor claims them for the whole window: a module that wants one of them too gets nothing."""
+    from PySide6.QtGui import QShortcut
+    from PySide6.QtTest import QTest
+
+    window = slicer_host.main_window
+    window.show()
+    window.activateWindow()
+    slicer_host.process_events(0.1)
+    fired = []
+    ours = QShortcut(window)
+    ours.setKey(",")
+    ours.activated.connect(lambda: fired.append(","))
+    editor.installKeyboardShortcuts()
+    QTest.keyClicks(window, "w")
+    assert editor.currentSegmentID() == "tumour"
+    QTest.keyClicks(window, "2")
+    assert editor.activeEffect() == "Paint"
+    QTest.keyClicks(window, ",")
+    assert fired == []
+    editor.uninstallKeyboardShortcuts()
+    QTest.keyClicks(window, ",w")
+    assert fired == [","]
+    assert editor.currentSegmentID() == "tumour"
+    ours.setParent(None)
