@@ -74,6 +74,13 @@ def test_the_segment_editor_is_idle_while_its_section_is_closed(reviewed):
     assert ui.segmentEditorWidget._shortcuts == []
 
 
+def test_a_new_segment_is_called_a_tumour(reviewed):
+    from WeakTumourSegLib import roles
+
+    entry = reviewed.ui.segmentEditorWidget.defaultTerminologyEntry
+    assert roles.Terminology.parse(entry) == roles.TERMINOLOGY[roles.TUMOUR]
+
+
 # -- the table ------------------------------------------------------------------------------------------------------
 def test_a_tumour_outside_the_ct_is_said_and_does_no_harm(reviewed):
     import json
