@@ -137,9 +137,11 @@ def _task(task: tuple[Plan, Patient, str]) -> Row:
 def _measured(plan: Plan, patient: Patient, method: str) -> Row:
     folder = prepared(patient, plan.out / "cases")
     result = plan.out / "results" / f"{patient.name}-{method}"
-    start = None
+    start, start_seconds = None, 0.0
     if wants_affine(method):
         start = DisplacementField.read(plan.out / "results" / f"{patient.name}-affine" / "transform.h5")
+        affine = _kept(plan, patient, "affine") or {}
+        start_seconds = float((affine.get("settings") or {}).get("registration_s") or 0.0)
     outcome = run_method(method, folder, result, threads=plan.threads, start=start, timeout_s=plan.timeout_s)
     case = read_case(folder)
     carried = carry_labels(case.mr_labels, outcome.transform, case.ct.grid)
@@ -163,6 +165,7 @@ def _measured(plan: Plan, patient: Patient, method: str) -> Row:
         "motion_mm": motion_mm(case.truth_points),
         "ct_voxels": int(np.prod(case.ct.grid.size)),
         "seconds": outcome.seconds,
+        "seconds_with_start": outcome.seconds + start_seconds,
         "peak_mb": outcome.peak_mb,
         "version": outcome.version,
         "settings": outcome.settings,
