@@ -102,8 +102,8 @@ def _notes(rows: list[dict], plan, options: dict[str, object]) -> list[str]:
         f"Simulator version {VERSION}. Machine: {'; '.join(machines)}. Versions: {', '.join(versions)}.",
         "Every method's transform carries the MR labels in the same way. Seconds and memory are of the whole process; "
         "a peer's affine start (our livers and alignment, without the rest of that process) is counted in the line "
-        "that says so and in the plots. The label maps of `ours` are those of the MRI alone; the CT's liver is found by "
-        "the UNet.",
+        "that says so and in the plots. The label maps of `ours` are those of the MRI alone; the CT's liver is found "
+        "by the UNet.",
     ]
     if any(not row.get("alone", True) for row in rows):
         notes.append("**Several tasks ran beside each other: the seconds say little.**")

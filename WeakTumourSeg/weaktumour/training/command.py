@@ -145,10 +145,6 @@ def write_model(
         "figures": {},
         "description": "",
     }
-    if task == "segmentation" and config.tissue_weight:
-        from .segmentation import TISSUE_GROUPS
-
-        metadata["output"] |= {"tissues": list(TISSUE_GROUPS)}
     if task == "registration":
         metadata["input"] |= {"shape": list(config.shape), "passes": config.passes_asked}
     path = out / "model.pt"

@@ -13,7 +13,6 @@ from ..errors import InputError
 T = TypeVar("T")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 LOSSES = ("labels", "published")
-_TISSUE_GROUPS = 10  # of segmentation.TISSUE_GROUPS; settings are read before torch is
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,7 @@ class Reporting:
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """voxels: of a training patch, about; its sides vary. See `networks.unet.UNet` for `network`.
-
-    tissue_weight: of the tissues' shares, see `segmentation.TISSUE_GROUPS`; 0 for a network that knows liver and
-    tumour alone.
-    """
+    """voxels: of a training patch, about; its sides vary. See `networks.unet.UNet` for `network`."""
 
     data: Data = field(default_factory=Data)
     optimisation: Optimisation = field(default_factory=Optimisation)
@@ -103,10 +98,9 @@ class SegmentationConfig:
     spacing_mm: float = 3.0
     voxels: int = 512_000
     tumour_weight: float = 3.0
-    tissue_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _at_least(self, voxels=4096, tumour_weight=0, tissue_weight=0)
+        _at_least(self, voxels=4096, tumour_weight=0)
         _positive(self, "spacing_mm")
         if {"in_channels", "out_channels"} & set(self.network):
             raise InputError("Configuration: network has a fixed number of channels in and out; leave them away.")
@@ -118,7 +112,7 @@ class SegmentationConfig:
     @property
     def arguments(self) -> dict[str, Any]:
         """Of `networks.build`."""
-        return {"in_channels": 1, "out_channels": 3 + (_TISSUE_GROUPS if self.tissue_weight else 0), **self.network}
+        return {"in_channels": 1, "out_channels": 3, **self.network}
 
 
 @dataclass(frozen=True)

@@ -301,23 +301,14 @@ class _Run:
 
 
 def begin_with(network: nn.Module, model_id: str, architecture: str, arguments: dict[str, Any]) -> None:
-    """An installed model's weights into a network, which may have further outputs: these begin at random.
-
-    Raises InputError: it is another network; ModelError: unknown.
-    """
+    """An installed model's weights into a network. Raises InputError: it is another network; ModelError: unknown."""
     entry = find_any(model_id)
-    outputs = "out_channels"
-    fewer = entry.arguments.get(outputs, 0) <= arguments.get(outputs, 0)
-    alike = {**entry.arguments, outputs: 0} == {**arguments, outputs: 0}
-    if entry.architecture != architecture or not (alike and fewer):
+    if (entry.architecture, entry.arguments) != (architecture, arguments):
         raise InputError(
             f"Configuration: start names the model {model_id}, which is another network; give its architecture and "
             "the same network settings, or leave start out."
         )
-    own = network.state_dict()
-    for name, value in load(entry).state_dict().items():
-        own[name][tuple(slice(n) for n in value.shape)] = value
-    network.load_state_dict(own)
+    network.load_state_dict(load(entry).state_dict())
 
 
 def read_checkpoint_state(folder: Path) -> dict[str, float]:

@@ -157,23 +157,16 @@ class Painted:
     tumours_visible: bool
 
 
-def paint(
-    tissues: torch.Tensor, kind: str, spacing_mm: float, random: Random, *, cut: bool = True, finer: int = 1
-) -> Painted:
-    """One image of a tissue map (z, y, x). kind: ct, mr or random. cut: sometimes only part of the field is there.
-
-    spacing_mm: of the image. finer: so many voxels of the map make one of the image along each axis, which then is
-    their mean (partial volume): vessels are thinner than a voxel.
-    """
+def paint(tissues: torch.Tensor, kind: str, spacing_mm: float, random: Random, *, cut: bool = True) -> Painted:
+    """One image of a tissue map (z, y, x). kind: ct, mr or random. cut: sometimes only part of the field is there."""
     means, texture, visible = _look(kind, random)
-    value = mean_over(means[tissues], finer)
-    shape = tuple(value.shape)
+    shape = tuple(tissues.shape)
+    value = means[tissues]
     # Parts of an organ that look unlike the rest of it: what no label map tells.
     other = means + _spread(kind) * random.normal(len(TISSUE_NAMES))
     other[torch.tensor(LIVER_TISSUES, device=random.device)] = means[torch.tensor(LIVER_TISSUES, device=random.device)]
     patches = random.smooth(shape, random.uniform(15, 50) / spacing_mm)[0] > random.uniform(0.5, 1.5)
-    value = torch.where(patches, mean_over(other[tissues], finer), value)
-    tissues = tissues[(slice(finer // 2, None, finer),) * 3]
+    value = torch.where(patches, other[tissues], value)
     grain = 0.7 * random.smooth(shape, random.uniform(2.0, 4.0))[0] + 0.7 * random.normal(*shape)
     value = value + texture[tissues] * grain
     if kind == "ct":
@@ -188,11 +181,6 @@ def paint(
         value = value.abs()
     seen = _field_of_view(shape, random) if cut and random.chance(0.3) else torch.ones_like(tissues, dtype=torch.bool)
     return Painted(_normalised(value, tissues, seen, kind, random), seen, visible)
-
-
-def mean_over(value: torch.Tensor, finer: int) -> torch.Tensor:
-    """(z, y, x) -> the mean over cubes of `finer` voxels a side."""
-    return F.avg_pool3d(value[None], finer)[0] if finer > 1 else value
 
 
 def _look(kind: str, random: Random) -> tuple[torch.Tensor, torch.Tensor, bool]:
