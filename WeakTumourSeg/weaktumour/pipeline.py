@@ -69,7 +69,7 @@ _SECONDS = {
     "segmentation": 2,
     "alignment": 4,
     "mscgunet": 1,
-    "refinement": 4,
+    "refinement": 6,
     "propagation": 1,
     "write": 1,
     "report": 1,
@@ -87,8 +87,8 @@ PRESETS = {
     ),
     "thorough": Preset(
         2.5,
-        RefinementSettings(levels=(Level(2, 16.0, 45), Level(2, 10.0, 45))),
-        {**_SECONDS, "refinement": 12},
+        RefinementSettings(levels=(Level(2, 16.0, 45), Level(1, 8.0, 30))),
+        {**_SECONDS, "refinement": 20},
     ),
 }
 

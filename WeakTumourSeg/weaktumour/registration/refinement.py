@@ -1,10 +1,11 @@
 """Refinement ("instance optimisation"): the smooth, invertible deformation that is left after alignment.
 
 The transform is  fixed -> moving  =  alignment o exp(v),  with v a stationary velocity field (Arsigny et al. 2006;
-Ashburner 2007): what MSCGUNet predicted, corrected by a search over whole shifts (`search`), then cubic B-splines on a
-coarse grid and on finer ones. For these Adam minimises
+Ashburner 2007): what MSCGUNet predicted or, without that, what a search over whole shifts finds (`search`), then cubic
+B-splines on a coarse grid and on finer ones. For these Adam minimises
 
     (MIND-SSC fixed - MIND-SSC moving)^2      where both images have tissue and no lesion
+  + (vessels fixed - vessels moving)^2        in the liver, see `vessels`
   + distance between the livers' surfaces     where both masks are known; else
     the MRI's liver on CT tissue unlike liver
   + |grad v|^2, |second derivatives of v|^2   much stiffer in the lesion
@@ -34,7 +35,8 @@ from ..volumes import Grid
 from .prediction import Predicted
 from .preparation import Scan, resample_affine, tensor, unlike_liver
 from .search import as_velocity, shift_costs, smooth_shifts
-from .similarity import CHANNELS, erode, mind_ssc
+from .similarity import erode, mind_ssc
+from .vessels import agreeing_sides, standing_out
 
 _FADE_MM = 15.0  # over this distance the deformation falls to zero at the working grid's faces
 _INTEGRATION_STEPS = 4  # while optimising
@@ -60,11 +62,12 @@ class RefinementSettings:
     incompressibility: raise it where the liver shrinks or swells. outside_liver: weight of what is further than
     liver_region_mm from the liver; liver_stiffness: how much stiffer the liver is than what surrounds it, so that it
     follows its own features rather than the spine and ribs that it slides along.
-    liver_tissue, liver_pull: see `preparation.unlike_liver`. mind_*: see `mind_ssc`.
-    search_mm: shifts of up to so much are tried before the levels; 0 for none.
+    vessels: weight of the liver's vessels; 0 leaves them to MIND. liver_tissue, liver_pull: see
+    `preparation.unlike_liver`. mind_*: see `mind_ssc`.
+    search_mm: shifts of up to so much are tried where nothing was predicted; 0 for none.
     """
 
-    levels: tuple[Level, ...] = (Level(2, 16.0, 20), Level(2, 10.0, 12))
+    levels: tuple[Level, ...] = (Level(2, 16.0, 20), Level(1, 10.0, 12))
     learning_rate_mm: float = 1.0
     gradient: float = 0.001
     bending: float = 0.014
@@ -76,6 +79,7 @@ class RefinementSettings:
     outside_liver: float = 1.5
     liver_region_mm: float = 12.0
     liver_distance: float = 0.04
+    vessels: float = 40.0
     liver_tissue: float = 0.4
     liver_pull: float = 1.0
     mind_dilation: int = 1
@@ -112,7 +116,9 @@ def refine(
     velocity = _Velocity(problem.grid, device)
     if start is not None:
         velocity.begin_with(start)
-    problem.search(velocity)
+    problem.compare_vessels(velocity)
+    if start is None:  # a prediction is near already, and the search, which knows no stiffness, would spoil it
+        problem.search(velocity)
     total, done = sum(level.steps for level in settings.levels), 0
     for level in settings.levels:
         problem.optimise(velocity, level, lambda step, done=done: monitor.update((done + step) / total))
@@ -245,6 +251,11 @@ class _Problem:
         self.surface = None
         if fixed.liver_distance_mm is not None:
             self.surface = (from_fixed(fixed.liver_distance_mm, None), distance)
+        self.standing_out = None
+        found = [standing_out(scan) for scan in (fixed, moving)] if settings.vessels else []
+        if found and all(image is not None for image in found):
+            put = zip((from_fixed, from_moving), found, strict=True)
+            self.standing_out = [torch.cat([onto(side) for side in image], 1) for onto, image in put]
         self.unlike = unlike_liver(fixed_value, (distance < -8.0) & (self.moving_weight > 0.9), settings.liver_pull)
 
     def _lattice(self, pool: int) -> list[torch.Tensor]:
@@ -255,6 +266,31 @@ class _Problem:
         ]
 
     @torch.no_grad()
+    def compare_vessels(self, velocity: _Velocity) -> None:
+        """Let the liver's vessels count among the features, where the images, moved so far, show the same ones."""
+        if self.standing_out is None:
+            return
+        pool = self.settings.levels[0].pooling
+        fixed, moving = (F.avg_pool3d(image, pool) for image in self.standing_out)
+        if velocity.given is not None:
+            start, to_compared = self._start(velocity, pool)
+            moving = warp(moving, _separable(2 * start, to_compared))
+        sides = agreeing_sides(fixed, moving, (fixed.sum(1) + moving.sum(1))[0] > 0)
+        if sides is None:
+            return
+        of_fixed, of_moving, agreement = sides
+        weight = self.settings.vessels * agreement
+        fixed, moving = self.standing_out
+        self.fixed_features = _joined(self.fixed_features, fixed[:, of_fixed : of_fixed + 1], weight)
+        self.moving_features = _joined(self.moving_features, moving[:, of_moving : of_moving + 1], weight)
+
+    def _start(self, velocity: _Velocity, pool: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The displacement so far on the lattice pooled by 2 * pool, in its voxels; matrices from there to `pool`."""
+        carried = self._lattice(2 * pool)
+        displacement = integrate(velocity.on(carried) / (2 * pool * self.spacing), steps=_INTEGRATION_STEPS)
+        return displacement, [_linear_matrix(c, a) for c, a in zip(carried, self._lattice(pool), strict=True)]
+
+    @torch.no_grad()
     def search(self, velocity: _Velocity) -> None:
         """Put a velocity in the place of what is given that also holds the shifts the images ask for."""
         pool = self.settings.levels[0].pooling
@@ -262,23 +298,23 @@ class _Problem:
         reach = int(self.settings.search_mm / step)
         if reach == 0:
             return
-        compared, carried = self._lattice(pool), self._lattice(2 * pool)
+        carried = self._lattice(2 * pool)
         known = velocity.on(carried) / (2 * step)
-        start = integrate(known, steps=_INTEGRATION_STEPS)
+        start, to_compared = self._start(velocity, pool)
         images = F.avg_pool3d(torch.cat((self.moving_features, self.moving_weight), 1), pool)
         if velocity.given is not None:
-            to_compared = [_linear_matrix(c, a) for c, a in zip(carried, compared, strict=True)]
             images = warp(images, _separable(2 * start, to_compared))
         weight = F.avg_pool3d(self.fixed_weight, pool)
         # Only where there is something to compare, in whole blocks; beyond it the field goes on as at its border.
         box = _even_box(weight[0, 0] > 0.05)
+        channels = self.fixed_features.shape[1]
         part = (slice(None), slice(None), *box)
         wide = (slice(None), slice(None), *(slice(span.start, span.stop + 2 * reach) for span in box))
         costs, shifts = shift_costs(
             F.avg_pool3d(self.fixed_features, pool)[part],
-            F.pad(images[:, :CHANNELS], (reach,) * 6, mode="replicate")[wide],
+            F.pad(images[:, :channels], (reach,) * 6, mode="replicate")[wide],
             weight[part],
-            F.pad(images[:, CHANNELS:], (reach,) * 6)[wide],
+            F.pad(images[:, channels:], (reach,) * 6)[wide],
             reach,
             block=2,
         )
@@ -385,12 +421,13 @@ class _Comparison:
         s = self.settings
         place = self.start + self._at_points(displacement_mm) / self.spacing
         values = sample(self.moving, place.reshape(1, 3, *self.layout))[0].reshape(self.moving.shape[1], -1)
-        weight = self.fixed_weight * values[CHANNELS].detach()
-        difference = (values[:CHANNELS] - self.fixed_features).square().mean(0)
-        cost = (weight * difference).sum() + s.liver_tissue * (self.unlike * values[CHANNELS + 1]).sum()
+        features, others = values[: len(self.fixed_features)], values[len(self.fixed_features) :]
+        weight = self.fixed_weight * others[0].detach()
+        difference = (features - self.fixed_features).square().mean(0)
+        cost = (weight * difference).sum() + s.liver_tissue * (self.unlike * others[1]).sum()
         if self.surface is not None:
-            band = (self.surface.abs() < 12) | (values[CHANNELS + 2].detach().abs() < 12)
-            gap = F.smooth_l1_loss(values[CHANNELS + 2] / 5, self.surface / 5, reduction="none", beta=0.5)
+            band = (self.surface.abs() < 12) | (others[2].detach().abs() < 12)
+            gap = F.smooth_l1_loss(others[2] / 5, self.surface / 5, reduction="none", beta=0.5)
             cost = cost + s.liver_distance * (band * self.fixed_weight * gap).sum()
         return cost, weight.sum()
 
@@ -413,6 +450,12 @@ class _Adam:
 
 
 # -- pieces -------------------------------------------------------------------------------------------------------
+def _joined(mind: torch.Tensor, vessels: torch.Tensor, weight: float) -> torch.Tensor:
+    """MIND and the vessels, scaled so that the mean over channels is MIND's own plus `weight` times the vessels'."""
+    channels = mind.shape[1] + 1
+    return torch.cat((mind * (channels / mind.shape[1]) ** 0.5, vessels * (weight * channels) ** 0.5), 1)
+
+
 def _even_box(mask: torch.Tensor) -> tuple[slice, slice, slice]:
     """The box (z, y, x) round what is set, its ends even numbers; everything where nothing is set."""
     spans = []
