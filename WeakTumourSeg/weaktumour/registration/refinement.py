@@ -64,7 +64,8 @@ class RefinementSettings:
     follows its own features rather than the spine and ribs that it slides along.
     vessels: weight of the liver's vessels; 0 leaves them to MIND. liver_tissue, liver_pull: see
     `preparation.unlike_liver`. mind_*: see `mind_ssc`.
-    search_mm: shifts of up to so much are tried where nothing was predicted; 0 for none.
+    search_mm: shifts of up to so much are tried where nothing was predicted: round the liver, or, without MSCGUNet's
+    field, everywhere; 0 for none.
     """
 
     levels: tuple[Level, ...] = (Level(2, 16.0, 20), Level(1, 10.0, 12))
@@ -117,8 +118,7 @@ def refine(
     if start is not None:
         velocity.begin_with(start)
     problem.compare_vessels(velocity)
-    if start is None:  # a prediction is near already, and the search, which knows no stiffness, would spoil it
-        problem.search(velocity)
+    problem.search(velocity)
     total, done = sum(level.steps for level in settings.levels), 0
     for level in settings.levels:
         problem.optimise(velocity, level, lambda step, done=done: monitor.update((done + step) / total))
@@ -236,9 +236,9 @@ class _Problem:
         distance = from_moving(moving.liver_distance_mm, None)
         self.liver = torch.sigmoid(-distance / 2.0)
         self.near_liver = (distance < settings.liver_region_mm + 15.0).float()
-        region = torch.sigmoid((settings.liver_region_mm - distance) / 4.0)
+        self.region = torch.sigmoid((settings.liver_region_mm - distance) / 4.0)
         valid = erode((from_moving(moving.inside) > 0.99).float(), 2)
-        self.moving_weight = valid * (settings.outside_liver + (1 - settings.outside_liver) * region)
+        self.moving_weight = valid * (settings.outside_liver + (1 - settings.outside_liver) * self.region)
         self.stiffness = 1 + settings.liver_stiffness * torch.sigmoid((3.0 - distance) / 2.0)
         self.lesion = torch.zeros_like(distance)
         if moving.lesion_distance_mm is not None:
@@ -322,6 +322,10 @@ class _Problem:
                   for side in (span.start // 2, (n - span.stop) // 2)]  # fmt: skip
         found = F.pad(smooth_shifts(costs, shifts), border, mode="replicate")
         found = compose(start, found / 2)
+        if velocity.given is not None:
+            # What was predicted for the liver is better than what the search, which knows no stiffness, finds there.
+            near = F.avg_pool3d(F.pad(F.avg_pool3d(self.region, 2 * pool), (1,) * 6, mode="replicate"), 3, stride=1)
+            found = found + warp(near, start) * (start - found)
         # The search knows nothing of stiffness: in a lesion, what lies around it takes its place.
         lesion = warp(F.avg_pool3d(self.lesion, 2 * pool), found).clamp(max=0.5) / 0.5
         for _ in range(_LESION_ROUNDS):
@@ -394,14 +398,17 @@ class _Comparison:
         self.spacing = pool * problem.spacing
         weight, near = pooled(problem.fixed_weight), pooled(problem.near_liver) > 0
         z, y, x = torch.meshgrid(*(torch.arange(n, device=problem.device) for n in weight.shape[2:]), indexing="ij")
-        sparse = (z + 2 * (y + 2 * x)) % _SPARSE == 0
-        chosen = ((weight[0, 0] > 0.05) & (near[0, 0] | sparse)).reshape(-1).nonzero()[:, 0]
+        # Of unpooled voxels, which have eight times as many, one in four says as much.
+        dense = 1 if pool > 1 else 4
+        place = z + 3 * y + 5 * x
+        taken = torch.where(near[0, 0], place % dense == 0, place % (dense * _SPARSE) == 0)
+        chosen = ((weight[0, 0] > 0.05) & taken).reshape(-1).nonzero()[:, 0]
         # sample() shares points out over threads along the first axis.
         threads = torch.get_num_threads() if problem.device.type == "cpu" else 1
         self.points = chosen[: len(chosen) // threads * threads]
         self.layout = (threads, 1, len(self.points) // threads)
         self.start = torch.stack((x, y, z)).reshape(3, -1)[:, self.points].float()
-        multiplicity = torch.where(near.reshape(-1)[self.points], 1.0, float(_SPARSE))
+        multiplicity = dense * torch.where(near.reshape(-1)[self.points], 1.0, float(_SPARSE))
         self.fixed_weight = self._at_points(weight)[0] * multiplicity
         self.fixed_features = self._at_points(pooled(problem.fixed_features))
         self.unlike = self._at_points(pooled(problem.unlike))[0] * multiplicity
