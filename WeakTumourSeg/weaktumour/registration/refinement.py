@@ -1,8 +1,8 @@
 """Refinement ("instance optimisation"): the smooth, invertible deformation that is left after alignment.
 
 The transform is  fixed -> moving  =  alignment o exp(v),  with v a stationary velocity field (Arsigny et al. 2006;
-Ashburner 2007): what MSCGUNet predicted or, without that, what a search over whole shifts finds (`search`), then cubic
-B-splines on a coarse grid and on finer ones. For these Adam minimises
+Ashburner 2007): what MSCGUNet predicted, with a search over whole shifts (`search`) round the liver, or everywhere where
+nothing was predicted; then cubic B-splines on a coarse grid and on finer ones. For these Adam minimises
 
     (MIND-SSC fixed - MIND-SSC moving)^2      where both images have tissue and no lesion
   + (vessels fixed - vessels moving)^2        in the liver, see `vessels`
