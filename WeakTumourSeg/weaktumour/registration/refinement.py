@@ -1,8 +1,8 @@
 """Refinement ("instance optimisation"): the smooth, invertible deformation that is left after alignment.
 
 The transform is  fixed -> moving  =  alignment o exp(v),  with v a stationary velocity field (Arsigny et al. 2006;
-Ashburner 2007): what MSCGUNet predicted, with a search over whole shifts (`search`) round the liver, or everywhere where
-nothing was predicted; then cubic B-splines on a coarse grid and on finer ones. For these Adam minimises
+Ashburner 2007): what MSCGUNet predicted, with a search over whole shifts (`search`) round the liver, or everywhere
+where nothing was predicted; then cubic B-splines on a coarse grid and on finer ones. For these Adam minimises
 
     (MIND-SSC fixed - MIND-SSC moving)^2      where both images have tissue and no lesion
   + (vessels fixed - vessels moving)^2        in the liver, see `vessels`
@@ -15,9 +15,9 @@ A tumour that the CT does not show has no counterpart for its edge: compared all
 merely left out of the comparison, the surroundings squeeze the hole shut. So the lesion and a rim are left out of the
 comparison *and* made nearly rigid, and move with the tissue around them.
 
-Three lattices share one corner: the working grid holds the images; its pooled version is where they are compared, at
-chosen points; every second of its nodes carry v during optimisation, which is smooth enough for that. The result is
-integrated on the working grid.
+Three lattices share one corner: the working grid holds the images; a pooled version of it, or itself, is where they are
+compared, at chosen points; every second of its nodes carry v during optimisation, which is smooth enough for that. The
+result is integrated on the working grid.
 """
 
 from __future__ import annotations
