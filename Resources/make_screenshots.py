@@ -31,12 +31,12 @@ def main() -> int:
     host.reset()
     with tempfile.TemporaryDirectory() as temporary:
         host.app.temporaryPath = temporary
-        take_pictures(host, folder, Path(temporary))
+        take_pictures(host, folder)
     host.reset()
     return 0
 
 
-def take_pictures(host, folder: Path, working: Path) -> None:
+def take_pictures(host, folder: Path) -> None:
     import slicer
 
     from slicerhost import gestures
@@ -57,10 +57,6 @@ def take_pictures(host, folder: Path, working: Path) -> None:
     panel.ui.mrSelector.setCurrentNode(mr)
     panel.ui.ctSelector.setCurrentNode(ct)
     panel.ui.mrSegmentationSelector.setCurrentNode(segmentation)
-    kept = working / "results"
-    kept.mkdir()
-    panel.ui.workingFolderEdit.currentPath = str(kept)
-    show_volumes(ct, mr)
     save(panel, folder / "panel-ready.png", host)
 
     gestures.click(panel.ui.applyButton)
@@ -88,12 +84,6 @@ def set_view_size() -> None:
 
     for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
         node.SetDimensions(*VIEW_SIZE, 1)
-
-
-def show_volumes(ct, mr) -> None:
-    import slicer
-
-    slicer.util.setSliceViewerLayers(background=ct, foreground=mr, foregroundOpacity=0.5, fit=True)
 
 
 def save(panel, path: Path, host) -> None:

@@ -24,7 +24,7 @@ _LEAST_AGREEMENT = 0.15  # correlation; below it nothing says that the same is s
 
 
 def standing_out(scan: Scan) -> np.ndarray | None:
-    """(2, z, y, x) float32 in [0, 1]: what is brighter and what is darker than the liver round it.
+    """(2, z, y, x) float32 in [0, 1] on the scan's grid: what is brighter and what is darker than the liver round it.
 
     0 outside the liver and in lesions; None where the liver is unknown, flat or too small.
     """
