@@ -58,16 +58,17 @@ def wants_affine(method: str) -> bool:
 
 def run_method(
     method: str, case: Path, folder: Path, *, threads: int | None = None, start: DisplacementField | None = None,
-    timeout_s: float | None = None,
+    settings: PeerSettings | None = None, timeout_s: float | None = None,
 ) -> Outcome:  # fmt: skip
     """Register a case folder. folder: for what the method writes. threads: for the process; None leaves the choice.
 
-    start: what "affine" gave, for methods that want it. Raises InputError and WeakTumourError.
+    start: what "affine" gave, for methods that want it. settings: of a peer, instead of those that were chosen for it.
+    Raises InputError and WeakTumourError.
     """
     if method not in NAMES:
         raise InputError(f'"{method}" is not a method that is known here; choose from {", ".join(NAMES)}.')
     if method in PEERS:
-        settings = PEER_SETTINGS[method]
+        settings = settings or PEER_SETTINGS[method]
         found = run_peer(
             method,
             case / "ct.nii.gz",

@@ -56,6 +56,7 @@ def simulate_patient(
     ct_grid: Grid | None = None,
     mr_grid: Grid | None = None,
     tumour_diameters_mm: Sequence[float] | None = None,
+    tumour_count: int | None = None,
     tumours_in_ct: str | None = None,
     mr_protocol: str | None = None,
     ct_phase: str | None = None,
@@ -78,18 +79,18 @@ def simulate_patient(
     2.5 is quick and coarse, and another patient in detail.
 
     What is not given is drawn by the seed: mr_spacing_mm (1.2 to 1.7 mm in plane, 3 to 6 mm slices), mr_extent_mm (the
-    whole liver, or without dome or tip now and then, never without a tumour), tumour_diameters_mm (1 to 4 of 8 to 50
-    mm), tumours_in_ct (invisible, faint or visible; drawn for each: invisible ones have the liver's mean, texture and
-    noise), mr_protocol and ct_phase (of `contrast`), breathing_mm (signed), deformation_mm (root mean square),
-    world_offset_mm (length, or x, y, z: where the patient's centre lies in the CT), tilt_degrees (patient turned
-    between the scans), see `choose_motion`; mr_oblique_degrees (of the MR slices, 5 to 15), ct_noise_hu (8 to 18, or
-    low dose: to 30), mr_noise (share of the liver's signal, 0.02 to 0.06), needle (an ablation needle with its streaks
-    in the CT, one patient in six).
+    whole liver, or without dome or tip now and then, never without a tumour), tumour_diameters_mm (1 to 4, or
+    tumour_count, of 8 to 50 mm; smaller where they do not fit), tumours_in_ct (invisible, faint or visible; drawn for
+    each: invisible ones have the liver's mean, texture and noise), mr_protocol and ct_phase (of `contrast`),
+    breathing_mm (signed), deformation_mm (root mean square), world_offset_mm (length, or x, y, z: where the patient's
+    centre lies in the CT), tilt_degrees (patient turned between the scans), see `choose_motion`; mr_oblique_degrees (of
+    the MR slices, 5 to 15), ct_noise_hu (8 to 18, or low dose: to 30), mr_noise (share of the liver's signal, 0.02 to
+    0.06), needle (an ablation needle with its streaks in the CT, one patient in six).
 
     Raises InputError for a tumour that does not fit, an unknown protocol, phase or visibility, and an unusable map.
     """
     check = monitor.check if monitor else (lambda: None)
-    wanted = _wanted(seed, tumour_diameters_mm, tumours_in_ct, mr_protocol, ct_phase)
+    wanted = _wanted(seed, tumour_diameters_mm, tumour_count, tumours_in_ct, mr_protocol, ct_phase)
     if label_map is None:
         anatomy = build_anatomy(seed, wanted, anatomy_spacing_mm, check)
     else:
@@ -131,6 +132,7 @@ def simulate_from_ct(
     name: str = "real CT",
     mr_spacing_mm: Spacing | None = None,
     tumour_diameters_mm: Sequence[float] | None = None,
+    tumour_count: int | None = None,
     mr_protocol: str | None = None,
     breathing_mm: float | None = None,
     deformation_mm: float | None = None,
@@ -150,7 +152,7 @@ def simulate_from_ct(
     check = monitor.check if monitor else (lambda: None)
     if not labels.grid.same_as(ct.grid):
         raise InputError("Simulation: the labels are not on the CT's grid; resample them to it.")
-    wanted = _wanted(seed, tumour_diameters_mm, "invisible", mr_protocol, "portal venous")
+    wanted = _wanted(seed, tumour_diameters_mm, tumour_count, "invisible", mr_protocol, "portal venous")
     anatomy = anatomy_of_ct(ct, labels.array > 0, seed, wanted, anatomy_spacing_mm, check)
     motion = _motion(anatomy, breathing_mm, deformation_mm, world_offset_mm, tilt_degrees)
     extent = np.ptp(ct.grid.corners(), axis=0)
@@ -178,10 +180,13 @@ def simulate_from_ct(
 
 # -- what is drawn --------------------------------------------------------------------------------------------------
 def _wanted(
-    seed: int, diameters: Sequence[float] | None, visibility: str | None, protocol: str | None, phase: str | None
-) -> Wanted:
+    seed: int, diameters: Sequence[float] | None, count: int | None, visibility: str | None, protocol: str | None,
+    phase: str | None,
+) -> Wanted:  # fmt: skip
     drawn = diameters is None
-    diameters = [float(d) for d in (choose_diameters(seed) if drawn else diameters)]
+    if count is not None and (not drawn or not 1 <= count <= 12):
+        raise InputError(f"Simulation: {count} tumours; give 1 to 12, and no diameters with their number.")
+    diameters = [float(d) for d in (choose_diameters(seed, count) if drawn else diameters)]
     if any(not 1 <= d <= 80 for d in diameters):
         raise InputError(f"Simulation: tumour diameters {diameters} mm are not all between 1 and 80; correct them.")
     rng = random_stream(seed, "protocol")

@@ -87,10 +87,11 @@ def choose_looks(seed: int, count: int, mr_range: tuple[float, float], visibilit
     return looks
 
 
-def choose_diameters(seed: int) -> list[float]:
-    """1 to 4 tumours of 8 to 50 mm, small ones more often."""
+def choose_diameters(seed: int, count: int | None = None) -> list[float]:
+    """1 to 4 tumours, or so many, of 8 to 50 mm, small ones more often."""
     rng = random_stream(seed, "tumour diameters")
-    return [round(float(8 + 42 * rng.beta(1.2, 2.4)), 1) for _ in range(rng.integers(1, 5))]
+    drawn = int(rng.integers(1, 5))
+    return [round(float(8 + 42 * rng.beta(1.2, 2.4)), 1) for _ in range(drawn if count is None else count)]
 
 
 def place_tumours(
