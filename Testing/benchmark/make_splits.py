@@ -87,6 +87,27 @@ def main() -> None:
             "label_maps": [{"map": name, "seed": 911_000 + i} for i, name in enumerate(tuned_on)],
             "real_ct": [],
         },
+        # Of the uncertainty (trust.py): patients with many tumours each, and seeds of pairs that are spoiled.
+        "trust": {
+            "calibration": {
+                "phantoms": list(range(930_000, 930_040)),
+                "label_maps": [
+                    {"map": name, "seed": 931_000 + 100 * turn + i}
+                    for turn in range(2)
+                    for i, name in enumerate(sorted(parts["development"]))
+                ],
+                "real_ct": [],
+                "spoiled": {"first": 935_000, "of_each": 10},
+            },
+            "test": {
+                "phantoms": list(range(900_000, 900_040)),
+                "label_maps": [
+                    {"map": test_maps[i % len(test_maps)], "seed": 932_000 + i} for i in range(len(test_maps) + 8)
+                ],
+                "real_ct": [{"image": "chaos_ct", "seed": 933_000 + i} for i in range(6)],
+                "spoiled": {"first": 936_000, "of_each": 20},
+            },
+        },
     }
     text = json.dumps(content, indent=1) + "\n"
     kept = Path(__file__).with_name("splits.json")

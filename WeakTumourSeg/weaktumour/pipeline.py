@@ -1,9 +1,10 @@
 """The whole story on one page: an MRI with its labels and a CT in, labels on the CT out.
 
     read and check  ->  livers, where nobody drew them (UNet)  ->  alignment  ->  MSCGUNet's prediction  ->  refinement
-    ->  one transform  ->  labels on the CT grid  ->  result folder
+    ->  one transform  ->  labels on the CT grid  ->  result folder  ->  how far off each tumour can be
 
-The transform maps CT points to MRI points (LPS mm). A stage is kept only when the label-free score improves.
+The transform maps CT points to MRI points (LPS mm). A stage is kept only when the label-free score improves. The result
+folder is whole before the last step, which can be stopped without losing it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import torch
 from . import result as results
 from .deformation import Affine, DisplacementField
 from .devices import choose_device
-from .errors import InputError
+from .errors import InputError, ModelError
 from .labels import (
     LIVER,
     TUMOUR,
+    Label,
     LabelMap,
     components,
     equivalent_diameter,
@@ -30,10 +32,19 @@ from .labels import (
     read_labels,
     write_labels_json,
 )
-from .models import ModelEntry, default_id, find
+from .models import ModelEntry, default_id, find, shipped_folder
 from .progress import Monitor
 from .propagation import Carried, Propagation, propagate_labels, resample_mr
-from .quality import displacement_in_liver, jacobian_in_body, judge_run
+from .quality import (
+    Thresholds,
+    Visibility,
+    displacement_in_liver,
+    inverse_consistency_mm,
+    jacobian_in_body,
+    judge_place,
+    judge_run,
+    visibility,
+)
 from .registration.alignment import Alignment, Scorer, align
 from .registration.lesions import Seen, carried_roughly, corrected, find_in_ct
 from .registration.prediction import Predicted, predict
@@ -41,10 +52,17 @@ from .registration.preparation import Scan, prepare_ct, prepare_mr
 from .registration.refinement import Composed, Level, RefinementSettings, combine, refine
 from .report import ReportData, write_report
 from .segmentation import NoLiver, segment, with_liver
+from .uncertainty.calibration import FILE as CALIBRATION_FILE
+from .uncertainty.calibration import Calibration
+from .uncertainty.ensemble import Ensemble, place_of, run_ensemble, tumour_points
+from .uncertainty.evidence import evidence, whole
+from .uncertainty.features import tumour_features
+from .uncertainty.regions import covariance_mm2, probability
 from .volumes import Grid, Volume, check_hounsfield, read_volume, round_to, write_volume
-from .workspace import open_workspace
+from .workspace import open_workspace, update_workspace
 
 STAGES = ("alignment", "mscgunet", "refinement")
+UNCERTAINTY = ("auto", "on", "off")
 NO_MODEL = "none"
 # A CT's liver of another size than the MRI's by more than this is not its liver, or not all of it.
 _LIKELY_VOLUME_RATIO = (0.25, 1.8)
@@ -74,6 +92,7 @@ _SECONDS = {
     "write": 1,
     "report": 1,
 }
+_UNCERTAINTY_SECONDS = 10.0
 PRESETS = {
     "fast": Preset(
         4.0,
@@ -107,6 +126,8 @@ class RegisterArguments:
     initial_transform: str | None = None
     preset: str = "balanced"
     stages: str = ",".join(STAGES)
+    uncertainty: str = "auto"
+    verdict_mm: str = "5,10"
     registration_model: str | None = None
     segmentation_model: str | None = None
     device: str = "auto"
@@ -116,23 +137,18 @@ class RegisterArguments:
 def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Path:
     """Carry the MRI's labels onto the CT and write the result folder; returns its path.
 
-    Raises InputError (something given cannot be used), DeviceError, Cancelled. Nothing is left behind then.
+    Raises InputError (something given cannot be used), DeviceError, Cancelled. Nothing is left behind then, unless the
+    monitor announced the folder before: that stays, without uncertainty.
     """
     preset, stages, device = _check_settings(arguments)
     networks = _choose_models(arguments, stages, monitor)
-    monitor.plan(preset.seconds)
+    thresholds = _read_thresholds(arguments.verdict_mm)
+    calibration = _calibration(arguments, stages, networks, monitor)
+    monitor.plan(preset.seconds | ({"uncertainty": _UNCERTAINTY_SECONDS} if calibration else {}))
     with open_workspace(arguments.out, arguments.overwrite) as folder:
         with monitor.stage("read"):
             inputs = read_inputs(arguments, monitor)
-        with monitor.stage("segmentation"):
-            inputs = find_livers(inputs, networks.segmentation, device, monitor)
-        with monitor.stage("alignment"):
-            registration = _align(inputs, stages, arguments.seed, monitor)
-        with monitor.stage("mscgunet"):
-            registration = _predict(registration, networks.registration, device, monitor)
-        with monitor.stage("refinement"):
-            registration = _refine(inputs, registration, stages, preset, device, monitor)
-            registration = _follow_visible(inputs, registration, stages, monitor)
+        inputs, registration = register(inputs, networks, preset, stages, device, arguments.seed, monitor)
         transform = in_world(registration.transform, inputs)
         with monitor.stage("propagation"):
             labels = propagate_labels(inputs.labels, transform, inputs.ct.grid, monitor)
@@ -141,24 +157,44 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
             _write_volumes(folder, inputs, labels, mr_on_ct, transform, monitor)
             content = _describe(arguments, inputs, registration, labels, networks, preset, stages, device, monitor)
         with monitor.stage("report"):
-            mr_before, labels_before = _before(inputs, monitor)
-            write_report(
-                folder / "report.html",
-                ReportData(
-                    ct=inputs.ct,
-                    mr_before=mr_before,
-                    mr_after=mr_on_ct,
-                    labels=labels.labels.volume,
-                    labels_before=labels_before,
-                    label_names={label.value: label.name for label in labels.labels.labels},
-                    field=transform,
-                    result=content,
-                ),
-            )
-        content["timings_s"] = {**monitor.seconds, "total": sum(monitor.seconds.values())}
-        results.write_result(folder / "result.json", content)
+            shown = _shown(inputs, labels, mr_on_ct, transform, content, monitor)
+            write_report(folder / "report.html", shown)
+        _write_result(folder, content, monitor)
         monitor.check()
+    if calibration:
+        monitor.announce(Path(arguments.out))
+        with update_workspace(arguments.out, last="result.json") as folder, monitor.stage("uncertainty"):
+            measured = measure_uncertainty(inputs, registration, device, arguments.seed, monitor)
+            likely = _assess(content, inputs, labels, measured, calibration, thresholds)
+            write_volume(likely, folder / "tumour_probability.nii.gz")
+            write_report(folder / "report.html", replace(shown, probability=likely))
+            _write_result(folder, content, monitor)
     return Path(arguments.out)
+
+
+def register(
+    inputs: Inputs,
+    networks: Networks,
+    preset: Preset,
+    stages: tuple[str, ...],
+    device: torch.device,
+    seed: int,
+    monitor: Monitor,
+) -> tuple[Inputs, Registered]:
+    """Livers that nobody drew, alignment, prediction, refinement. Returns the completed inputs as well.
+
+    Raises InputError, DeviceError, Cancelled.
+    """
+    with monitor.stage("segmentation"):
+        inputs = find_livers(inputs, networks.segmentation, device, monitor)
+    with monitor.stage("alignment"):
+        registration = _align(inputs, stages, seed, monitor)
+    with monitor.stage("mscgunet"):
+        registration = _predict(registration, networks.registration, device, monitor)
+    with monitor.stage("refinement"):
+        registration = _refine(inputs, registration, stages, preset, device, monitor)
+        registration = _follow_visible(inputs, registration, stages, monitor)
+    return inputs, registration
 
 
 # -- inputs -------------------------------------------------------------------------------------------------------
@@ -362,9 +398,15 @@ class Registered:
     predicted: Predicted | None = None
     seen: tuple[Seen, ...] = ()
 
+    @property
+    def total(self) -> Composed:
+        """CT point -> MRI point, alignment and deformation, as exact as they are."""
+        deformation = self.deformation or DisplacementField.of(Affine.identity(), self.fixed.grid)
+        return Composed(self.alignment.transform, deformation)
+
     @cached_property
     def transform(self) -> DisplacementField:
-        """CT point -> MRI point, alignment and deformation in one."""
+        """The same in one, sampled."""
         return combine(self.alignment.transform, self.deformation, self.grid)
 
 
@@ -480,6 +522,125 @@ def _judge(
     return replace(start, candidates=candidates, stages_kept=kept_stages, deformation=deformation, score=score)
 
 
+# -- uncertainty --------------------------------------------------------------------------------------------------
+def _read_thresholds(text: str) -> Thresholds:
+    try:
+        localised, approximate = (float(part) for part in text.split(","))
+    except ValueError:
+        localised, approximate = 0.0, 0.0
+    if not 0 < localised <= approximate < 1000:
+        raise InputError(
+            f'Verdict: "{text}" is not two rising distances in mm, such as "5,10": up to the first a tumour is '
+            "localised, up to the second approximately."
+        )
+    return Thresholds(localised, approximate)
+
+
+def _calibration(
+    arguments: RegisterArguments, stages: tuple[str, ...], networks: Networks, monitor: Monitor
+) -> Calibration | None:
+    """The calibration for this run; None where the uncertainty is not wanted, or unknown for this kind of run."""
+    wanted = arguments.uncertainty
+    if wanted not in UNCERTAINTY:
+        raise InputError(f'Uncertainty: "{wanted}" is not known; choose one of {", ".join(UNCERTAINTY)}.')
+    if wanted == "off":
+        return None
+    try:
+        if arguments.preset == "fast":
+            raise InputError("Uncertainty: it is not calibrated for the preset fast; choose balanced or thorough.")
+        if set(stages) != set(STAGES):
+            raise InputError("Uncertainty: it is calibrated for all stages together; leave --stages out.")
+        calibration = Calibration.read(shipped_folder() / CALIBRATION_FILE)
+        for task, entry in (("registration", networks.registration), ("segmentation", networks.segmentation)):
+            if entry is None or entry.sha256 != calibration.models.get(task):
+                raise InputError(f"Uncertainty: it is calibrated for another {task} model; leave that option out.")
+        return calibration
+    except (InputError, ModelError) as error:
+        if wanted == "on":
+            raise
+        if arguments.preset != "fast":
+            monitor.log(f"No tumour's uncertainty is assessed. {error}")
+        return None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the uncertainty is told from, for each tumour in the labels' order; see `uncertainty.features`.
+
+    ensemble: in the CT's frame.
+    """
+
+    features: list[dict[str, float]]
+    ensemble: Ensemble
+
+
+def measure_uncertainty(
+    inputs: Inputs, registration: Registered, device: torch.device, seed: int, monitor: Monitor
+) -> Measured:
+    """Raises Cancelled."""
+    labels = inputs.in_ct_frame().labels
+    start, fixed, moving = registration.alignment.transform, registration.fixed, registration.moving
+    ensemble = run_ensemble(
+        fixed, moving, start, registration.predicted, labels, seed=seed, device=device, monitor=monitor
+    )
+    total = registration.total
+    near, liver = evidence(fixed, moving, total, labels, registration.scorer.unrelated)
+    all_of_it = whole(fixed, moving, total)
+    seen = {tumour.number for tumour in registration.seen}
+    similarity = registration.scorer.terms(total)[0]
+    features = []
+    for number, label in enumerate(labels.tumours):
+        points = tumour_points(labels, label.value)
+        place = np.rint(moving.grid.world_to_index(points.mean(0))).astype(int)
+        x, y, z = np.clip(place, 0, np.asarray(moving.grid.size) - 1)
+        features.append(
+            tumour_features(
+                ensemble.places_mm[:, number],
+                place_of(total, points),
+                near[number],
+                liver,
+                all_of_it,
+                alignment=start,
+                similarity=similarity,
+                overlap=registration.alignment.overlap,
+                depth_mm=-float(moving.liver_distance_mm[z, y, x]),
+                seen=number in seen,
+            )
+        )
+    return Measured(features, ensemble)
+
+
+def _assess(
+    content: results.Json,
+    inputs: Inputs,
+    propagation: Propagation,
+    measured: Measured,
+    calibration: Calibration,
+    thresholds: Thresholds,
+) -> Volume:
+    """Put uncertainty and verdicts into the content of result.json; returns the probability of tumour on the CT."""
+    ct_labels = propagation.labels.volume
+    likely = np.zeros(ct_labels.grid.shape, dtype=np.float32)
+    run = results.RunVerdict(**content["run"])
+    rotation = inputs.ct_frame[:3, :3]
+    for number, (label, tumour) in enumerate(zip(inputs.labels.tumours, content["tumours"], strict=True)):
+        if tumour["verdict"] == "outside_ct":
+            continue
+        features = measured.features[number]
+        p50, p95 = calibration.radius_mm(features)
+        covariance = rotation @ covariance_mm2(measured.ensemble.places_mm[:, number], p95) @ rotation.T
+        verdict, reason = judge_place(p95, calibration.is_doubtful(features), run, thresholds)
+        tumour |= {
+            "p50_mm": p50, "p95_mm": p95, "covariance_mm2": covariance.tolist(), "verdict": verdict,
+            "verdict_reason": reason,
+        }  # fmt: skip
+        probability(likely, ct_labels.array == label.value, ct_labels.grid, covariance)
+    content["models"].append(
+        {"id": "uncertainty", "file": CALIBRATION_FILE, "sha256": calibration.sha256, "role": "uncertainty"}
+    )
+    return Volume(likely, ct_labels.grid)
+
+
 def _before(inputs: Inputs, monitor: Monitor) -> tuple[Volume, Volume]:
     """MRI and labels where the initial transform alone puts them: their grids moved if it is rigid, else resampled."""
     to_ct = np.linalg.inv(inputs.initial.matrix)
@@ -488,6 +649,32 @@ def _before(inputs: Inputs, monitor: Monitor) -> tuple[Volume, Volume]:
     initial = DisplacementField.of(inputs.initial, field_grid(inputs.ct.grid))
     labels = propagate_labels(inputs.labels, initial, inputs.ct.grid, monitor).labels.volume
     return resample_mr(inputs.mr, initial, inputs.ct.grid), labels
+
+
+def _shown(
+    inputs: Inputs,
+    labels: Propagation,
+    mr_on_ct: Volume,
+    transform: DisplacementField,
+    content: results.Json,
+    monitor: Monitor,
+) -> ReportData:
+    mr_before, labels_before = _before(inputs, monitor)
+    return ReportData(
+        ct=inputs.ct,
+        mr_before=mr_before,
+        mr_after=mr_on_ct,
+        labels=labels.labels.volume,
+        labels_before=labels_before,
+        label_names={label.value: label.name for label in labels.labels.labels},
+        field=transform,
+        result=content,
+    )
+
+
+def _write_result(folder: Path, content: results.Json, monitor: Monitor) -> None:
+    content["timings_s"] = {**monitor.seconds, "total": sum(monitor.seconds.values())}
+    results.write_result(folder / "result.json", content)
 
 
 # -- the result folder --------------------------------------------------------------------------------------------
@@ -566,7 +753,7 @@ def _describe(
         ),
         labels=labels,
         tumours=[
-            _tumour(propagation.carried[label.value], propagation, seen.get(label.value))
+            _tumour(propagation.carried[label.value], inputs, propagation, seen.get(label.value))
             for label in propagation.labels.tumours
         ],
         run=run,
@@ -576,7 +763,12 @@ def _describe(
             for role, entry in (("registration", networks.registration), ("segmentation", networks.segmentation))
             if entry is not None
         ],
-        metrics={"liver_inside_ct_fraction": registration.alignment.overlap},
+        metrics={
+            "liver_inside_ct_fraction": registration.alignment.overlap,
+            "unlikeness": registration.scorer.terms(registration.total)[0],
+            "inverse_consistency_mm": inverse_consistency_mm(registration.transform, registration.moving),
+            **_liver_agreement(inputs, propagation),
+        },
         warnings=[],
     )
     return content.to_dict()
@@ -590,8 +782,36 @@ def _parts(propagation: Propagation, value: int) -> list[results.Component]:
     ]
 
 
-def _tumour(carried: Carried, propagation: Propagation, seen: Seen | None) -> results.TumourResult:
+def _liver_agreement(inputs: Inputs, propagation: Propagation) -> dict[str, float | None]:
+    """The liver that was carried over against the one that is known in the CT, drawn or found by the UNet."""
+    known = inputs.ct_liver
+    if known is None:
+        return {"liver_agreement_dice": None}
+    grid = known.grid
+    whole = propagation.labels.whole_liver()
+    carried = Volume(whole.array.astype(np.float32), whole.grid).resample_to(grid).array >= 0.5
+    mask = known.array > 0.5
+    return {"liver_agreement_dice": 2.0 * float((carried & mask).sum()) / max(float(carried.sum() + mask.sum()), 1.0)}
+
+
+def _visibilities(label: Label, labels: LabelMap, image: Volume) -> Visibility | None:
+    """Of a tumour in the image that the labels are drawn on."""
+    array = labels.volume.array
+    index = np.argwhere(array == label.value)
+    if not len(index):
+        return None
+    # A part of the image is enough, and for the MRI it may lie on another grid than the labels.
+    box = labels.volume.grid.index_to_world(np.stack((index.min(0), index.max(0)))[:, ::-1])
+    grid, part = labels.volume.grid.crop_to(box, 20.0)
+    piece = LabelMap(Volume(array[part], grid), labels.labels)
+    values = image.array[part] if image.grid.same_as(labels.volume.grid) else image.resample_to(grid).array
+    return visibility(Volume(values, grid), piece.volume.array == label.value, piece.mask(LIVER))
+
+
+def _tumour(carried: Carried, inputs: Inputs, propagation: Propagation, seen: Seen | None) -> results.TumourResult:
     volume = propagation.labels.volume
+    in_mr = _visibilities(carried.label, inputs.labels, inputs.mr)
+    in_ct = _visibilities(carried.label, propagation.labels, inputs.ct)
     index = np.argwhere(volume.array == carried.label.value)
     centroid = volume.grid.index_to_world(index[:, ::-1].mean(0)).tolist() if len(index) else None
     return results.TumourResult(
@@ -603,6 +823,10 @@ def _tumour(carried: Carried, propagation: Propagation, seen: Seen | None) -> re
         diameter_mm=equivalent_diameter(carried.ct_volume_mm3),
         centroid_lps_mm=centroid,
         inside_ct_fraction=carried.inside_ct_fraction,
+        visibility_mr=in_mr and in_mr.contrast,
+        visibility_ct=in_ct and in_ct.contrast,
+        cnr_mr=in_mr and in_mr.cnr,
+        cnr_ct=in_ct and in_ct.cnr,
         verdict="outside_ct" if carried.inside_ct_fraction < 0.5 else "not_assessed",
         warnings=[*carried.warnings, *([seen.sentence] if seen else [])],
     )

@@ -1,7 +1,8 @@
 """Progress, remaining time and cancelling, in one object that every long step is handed.
 
-Events are the dictionaries that the worker prints: {"event": "progress", "stage", "fraction", "remaining_s"} and
-{"event": "log", "message"}.
+Events are the dictionaries that the worker prints: {"event": "progress", "stage", "fraction", "remaining_s"};
+{"event": "log", "message"}; {"event": "result", "folder", "complete": False} where a result is there and a later stage
+will add to it.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class Monitor:
         """Raise Cancelled when the user asked to stop."""
         if self._cancelled():
             raise Cancelled("Cancelled.")
+
+    def announce(self, folder: object) -> None:
+        """The result folder is whole and may be used; what follows adds to it."""
+        self._listener({"event": "result", "folder": str(folder), "complete": False})
 
     def log(self, message: str) -> None:
         self._listener({"event": "log", "message": message})

@@ -12,7 +12,7 @@ label, p50 <= p95, ...). Lengths in mm, volumes in mm3, points in LPS mm; what i
                               "orientation": "LPS"..|null}
       "settings":     {"preset", "stages": [asked for], "device", "threads", "seed", "working_spacing_mm": number|null,
                        further values}
-      "models":       [{"id", "file", "sha256", "role": registration|segmentation}]
+      "models":       [{"id", "file", "sha256", "role": registration|segmentation|uncertainty}]
       "registration": {"start": name of the winner, "stages_kept": [...],
                        "candidates": [{"name", "stage", "score": number|null, "kept": bool}],
                        "similarity": {"measure", "better": higher|lower, "before", "after"},
@@ -24,7 +24,8 @@ label, p50 <= p95, ...). Lengths in mm, volumes in mm3, points in LPS mm; what i
                              "components": [{"volume_mm3", "centroid_lps_mm", "diameter_mm"}]}, ...}
       "tumours":      [{"label", "name", "volume_mm3", "volume_ratio", "jacobian_ratio", "diameter_mm",
                         "centroid_lps_mm", "inside_ct_fraction", "p50_mm", "p95_mm", "covariance_mm2": 3x3,
-                        "visibility_mr", "visibility_ct", "verdict", "warnings": [str]}]
+                        "visibility_mr", "visibility_ct", "cnr_mr", "cnr_ct", "verdict", "verdict_reason": str|null,
+                        "warnings": [str]}]
       "run":          {"verdict": ok|check_alignment, "reasons": [sentence, ...]}
       "metrics":      {name: number|null}           figures that need no truth
       "truth":        null | {"kind": simulated|annotated, "labels": {"1": {name: number|null}},
@@ -150,7 +151,11 @@ class LabelResult:
 
 @dataclass(frozen=True)
 class TumourResult:
-    """One tumour on the CT. Uncertainty and visibility stay None, verdict `not_assessed`, until they are assessed."""
+    """One tumour on the CT. Uncertainty and visibility stay None, verdict `not_assessed`, until they are assessed.
+
+    visibility: how well a threshold tells the tumour from the ring round it, 0 not at all, 1 clearly (|2 AUC - 1|);
+    cnr: its contrast to that ring, in standard deviations of the ring. verdict_reason: a sentence.
+    """
 
     label: int
     name: str
@@ -165,7 +170,10 @@ class TumourResult:
     covariance_mm2: Sequence[Sequence[float]] | None = None
     visibility_mr: float | None = None
     visibility_ct: float | None = None
+    cnr_mr: float | None = None
+    cnr_ct: float | None = None
     verdict: str = "not_assessed"
+    verdict_reason: str | None = None
     warnings: Sequence[str] = ()
 
 
@@ -180,7 +188,7 @@ class Model:
     id: str
     file: str
     sha256: str
-    role: str  # registration or segmentation
+    role: str  # registration, segmentation or uncertainty
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The engine's door for other programs: one request in, JSON lines out.
 
 `python -m weaktumour.worker REQUEST.json` carries out one operation and prints one ASCII JSON object a line:
-progress, log, result or error. Exit 0 done, 2 input error, 3 cancelled, 1 anything else.
+progress, log, result or error. A result that a later stage will add to comes first with "complete": false; it stays
+when that stage is stopped. Exit 0 done, 2 input error, 3 cancelled, 1 anything else.
 
 Two processes share the work. The one that was started imports nothing heavy: it checks the request, watches the
 cancel file, the parent and the signals, and passes the events on. The operation runs in a child, which can be ended
@@ -154,6 +155,13 @@ OPERATIONS: dict[str, Operation] = {
                 "comma-separated stages to run",
                 default="alignment,mscgunet,refinement",
                 metavar="STAGES",
+            ),
+            Option(
+                "uncertainty",
+                str,
+                "how far off each tumour can be, after the result is there (auto: not for fast)",
+                default="auto",
+                choices=("auto", "on", "off"),
             ),
             Option("registration_model", str, "MSCGUNet to use, see models list", metavar="ID"),
             Option(
@@ -316,7 +324,7 @@ def run_here(request: Request, listener: Listener) -> int:
                 listener({"event": "log", "message": line})
         listener(event)
         return code
-    listener({"event": "result", "folder": str(folder)})
+    listener({"event": "result", "folder": str(folder), "complete": True})
     return EXIT_DONE
 
 
@@ -473,7 +481,7 @@ class _Parent:
 def _pass_events(stream: Any, listener: Listener, outcome: list[str], stopped: list[int]) -> None:
     for line in stream:
         event = _event_of(line)
-        if event.get("event") in ("result", "error"):
+        if event.get("event") in ("result", "error") and event.get("complete") is not False:
             outcome.append(str(event["event"]))
         try:
             listener(event)

@@ -64,6 +64,24 @@ def open_file(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def update_workspace(out: str | Path, last: str) -> Iterator[Path]:
+    """Yield the empty folder OUT.partial-PID; the files in it then replace those of the finished OUT, one by one.
+
+    last: the file that vouches for the others and is put in place after them. OUT is whole at any moment, and as it was
+    where the block raises. Raises InputError: OUT is gone, or cannot be written.
+    """
+    target = Path(os.path.realpath(out))
+    with _partial(target) as partial:
+        with _temporary_files_in(partial / ".temporary"):
+            yield partial
+        try:
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+                path.replace(target / path.name)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+
+
+@contextmanager
 def _partial(target: Path) -> Iterator[Path]:
     """The folder OUT.partial-PID, made, and in the end removed with whatever is left in it. Raises InputError."""
     remove_stale(target)

@@ -35,7 +35,7 @@ class PeerSettings:
 
 # Chosen on development patients, for the peers' good: see Resources/benchmark.md.
 PEER_SETTINGS: dict[str, PeerSettings] = {
-    "convexadam": PeerSettings(3.0, True),
+    "convexadam": PeerSettings(2.0, True),
     "syn": PeerSettings(3.0, True),
     "elastix": PeerSettings(3.0, True),
 }

@@ -34,6 +34,7 @@ class ReportData:
     field: Any  # weaktumour.deformation.DisplacementField: .grid and .displacement_mm (z, y, x, 3), LPS mm
     result: dict[str, Any]  # content of result.json
     truth_labels: Volume | None = None  # a known truth on the CT, drawn dashed
+    probability: Volume | None = None  # that a voxel of the CT is tumour
 
 
 def write_report(path: str | Path, data: ReportData, progress: Callable[[float], None] = lambda fraction: None) -> None:
@@ -79,6 +80,12 @@ def _scene(data: ReportData, files: PictureFiles) -> panels.Scene:
         deformation=panels.deformation_of(data.field.displacement_mm, data.field.grid, body, focus),
         mr_levels=panels.mr_window(data.mr_after, body),
         files=files,
+        likely=data.probability,
+        places={
+            tumour["label"]: (np.asarray(tumour["centroid_lps_mm"]), np.asarray(tumour["covariance_mm2"]))
+            for tumour in data.result["tumours"]
+            if tumour["covariance_mm2"] is not None and tumour["centroid_lps_mm"] is not None
+        },
     )
 
 

@@ -147,10 +147,11 @@ def tumour_card(tumour: Json, colour: str, pictures: str, wording: Wording) -> s
         (
             "Visibility MRI / CT",
             f"{number(tumour['visibility_mr'])} / {number(tumour['visibility_ct'])}",
-            _if_unknown(tumour),
+            _contrast(tumour),
         ),
         ("Centroid (LPS)", UNKNOWN if centroid is None else " ".join(number(c, 0) for c in centroid), "mm"),
     ]
+    reason = f"<p>{wording.text(tumour['verdict_reason'])}</p>" if tumour["verdict_reason"] else ""
     if not pictures:
         pictures = (
             '<p class="none soft">Pictures are made for the largest tumours only; this one is in the segmentation.</p>'
@@ -159,12 +160,14 @@ def tumour_card(tumour: Json, colour: str, pictures: str, wording: Wording) -> s
         '<section class="tumour"><div class="head">'
         f'<span class="swatch" style="background:{colour}"></span><h2>{name}</h2>'
         f'<span class="badge {escape(tumour["verdict"])}">{TUMOUR_VERDICTS[tumour["verdict"]]}</span></div>'
-        f'<dl class="facts">{_facts(items)}</dl>{_warnings(tumour, wording)}{pictures}</section>'
+        f'<dl class="facts">{_facts(items)}</dl>{reason}{_warnings(tumour, wording)}{pictures}</section>'
     )
 
 
-def _if_unknown(tumour: Json) -> str:
-    return "not measured" if tumour["visibility_mr"] is None and tumour["visibility_ct"] is None else ""
+def _contrast(tumour: Json) -> str:
+    if tumour["cnr_mr"] is None and tumour["cnr_ct"] is None:
+        return "not measured"
+    return f"contrast to noise {number(tumour['cnr_mr'], 1)} / {number(tumour['cnr_ct'], 1)}"
 
 
 def _overview(pictures: str, scene: Scene) -> str:

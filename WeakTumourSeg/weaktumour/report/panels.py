@@ -22,6 +22,7 @@ from .pictures import (
     colour_map,
     contours,
     depth_inside,
+    ellipse_level,
     slice_mask,
     slice_vectors,
     slice_volume,
@@ -35,6 +36,7 @@ TRUTH_COLOUR = "#ffffff"
 CT_WINDOW_HU = (-140.0, 260.0)  # level 60, width 400
 PICTURE_PIXELS = 320
 OVERVIEW_PIXELS = 400
+_LIKELY = (0.05, 0.5, 0.95)
 TUMOUR_FIELD_MM = 160.0
 _BODY_SAMPLES = 20_000
 
@@ -127,6 +129,8 @@ class Scene:
     deformation: Deformation
     mr_levels: tuple[float, float]
     files: PictureFiles
+    likely: Volume | None = None  # probability of tumour on the CT
+    places: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # centroid, covariance by tumour
 
 
 @dataclass
@@ -156,11 +160,20 @@ def region_rows(
         "How far tissue is moved locally: length of the displacement without its best-fitting affine map.",
     )
     local.extra = colour_bar(scene.deformation)
+    place = Row(
+        "Position",
+        "On the CT: where the tumour lies with a probability of 5, 50 and 95 % (dashed, outer to inner), and the "
+        "ellipse that holds its centre in 95 of 100 cases (white).",
+    )
+    assessed = tumour in scene.places and scene.likely is not None
     definitions = []
     for plane in PLANES:
         view = View(plane, tuple(float(v) for v in centre_mm), (field_mm, field_mm), field_mm / pixels)
         layers = _Layers(scene, view, f"{name}-{plane}")
         definitions.append(layers.definitions())
+        if assessed:
+            definitions.append(layers.place_definition(tumour))
+            place.pictures.append(layers.draw("ct", "lines-place", title="position"))
         note = "" if tumour is None or layers.crosses(scene.labels_before, tumour) else "tumour not in this plane"
         before.pictures.append(layers.draw("ct", "mr-before", "lines-before", title="before", note=note))
         after.pictures.append(
@@ -173,6 +186,8 @@ def region_rows(
         board.pictures.append(layers.draw("ct", "mr-squares", "lines-after", title="CT / MRI"))
         local.pictures.append(layers.draw("local", "lines-after", title="deformation"))
     rows = [before, after, ct, mr, local] if tumour is not None else [before, after, board, local]
+    if assessed:
+        rows.insert(2, place)
     hidden = f'<svg class="store" width="0" height="0" aria-hidden="true"><defs>{"".join(definitions)}</defs></svg>'
     return hidden, rows
 
@@ -199,6 +214,15 @@ class _Layers:
         parts.append(self._group("lines-truth", truth))
         parts.append(f'<clipPath id="{self._name}-squares"><path d="{self._squares()}"/></clipPath>')
         return "".join(parts)
+
+    def place_definition(self, tumour: int) -> str:
+        """How sure a tumour's place is."""
+        scene, view = self._scene, self._view
+        colour = scene.tumour_colours[tumour]
+        likely = slice_volume(scene.likely, view, 0.0)
+        parts = [self._path([likely], level, f'class="likely" stroke="{colour}"') for level in _LIKELY]
+        parts.append(self._path([ellipse_level(*scene.places[tumour], view)], 0.0, 'class="line" stroke="#fff"'))
+        return self._group("lines-place", "".join(parts))
 
     def _image(self, layer: str, picture: np.ndarray) -> str:
         uri = self._scene.files.jpeg(picture)

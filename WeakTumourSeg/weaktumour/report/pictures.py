@@ -24,6 +24,7 @@ _RIGHTWARD = {"axial": (1, 0, 0), "coronal": (1, 0, 0), "sagittal": (0, 1, 0)}
 _DOWNWARD = {"axial": (0, 1, 0), "coronal": (0, 0, -1), "sagittal": (0, 0, -1)}
 _LETTERS = {"axial": "RLAP", "coronal": "RLHF", "sagittal": "APHF"}
 PLANES = ("axial", "coronal", "sagittal")
+_CHI_SQUARE_95_OF_2 = 5.991  # 95 % of a normal distribution in the plane
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,29 @@ def _resample(image: sitk.Image, view: View, outside: float) -> np.ndarray:
     return sitk.GetArrayFromImage(result)[0]
 
 
-def depth_inside(grid: Grid, view: View) -> np.ndarray:
-    """(height, width): distance in voxels to the nearest outer face of a grid, negative beyond it; 0 is its edge."""
+def _plane_points(view: View) -> np.ndarray:
+    """(height, width, 3) LPS mm of the pixels' centres."""
     width, height = view.size
-    plane = view.grid.index_to_world(
+    return view.grid.index_to_world(
         np.stack(np.broadcast_arrays(np.arange(width), np.arange(height)[:, None], 0), axis=-1)
     )
-    index = grid.world_to_index(plane)
+
+
+def depth_inside(grid: Grid, view: View) -> np.ndarray:
+    """(height, width): distance in voxels to the nearest outer face of a grid, negative beyond it; 0 is its edge."""
+    index = grid.world_to_index(_plane_points(view))
     return np.minimum(index + 0.5, np.asarray(grid.size) - 0.5 - index).min(axis=-1)
+
+
+def ellipse_level(centre_mm: np.ndarray, covariance_mm2: np.ndarray, view: View) -> np.ndarray:
+    """(height, width): 1 at the centre of an ellipsoid's shadow on the plane, 0 on the line that holds 95 % of it.
+
+    The shadow is the distribution of the two coordinates in the plane, whatever the third.
+    """
+    axes = np.stack((view.rightward, view.downward))
+    inverse = np.linalg.inv(axes @ np.asarray(covariance_mm2) @ axes.T)
+    off = (_plane_points(view) - np.asarray(centre_mm)) @ axes.T
+    return 1 - np.einsum("...i,ij,...j", off, inverse, off) / _CHI_SQUARE_95_OF_2
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,284 @@
+"""How far the stated uncertainty can be trusted: calibration on some simulated patients, coverage on others.
+
+Rows (a registration with its uncertainty against the truth, `weaktumour.evaluation.trust`) are made once and kept in
+--keep; the parts `trust` of splits.json name the patients, whose anatomies and seeds are disjoint.
+
+    python Testing/benchmark/trust.py --split calibration --keep DIR --fit      writes Resources/Models/uncertainty.json
+    python Testing/benchmark/trust.py --split test --keep DIR [--page FILE]     coverage, sharpness, spoiled pairs
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from common import REPOSITORY, Bar, InputError, markdown_table, parser, report, run_script, shared_data, work_folder
+from weaktumour.evaluation.measure import json_ready
+from weaktumour.evaluation.trust import SPOILINGS, Pair, measure
+from weaktumour.models import find
+from weaktumour.quality import VISIBLE_CNR, Thresholds, judge_place
+from weaktumour.result import RunVerdict
+from weaktumour.simulation import VERSION
+from weaktumour.simulation.tissue_maps import read_label_map
+from weaktumour.uncertainty.calibration import FILE, Calibration, fit
+from weaktumour.uncertainty.features import NAMES
+from weaktumour.volumes import read_volume
+
+CALIBRATION = REPOSITORY / "WeakTumourSeg" / "Resources" / "Models" / FILE
+DIAMETERS_MM, DEPTHS_MM, MOTIONS_MM = (15.0, 25.0), (15.0, 25.0), (2.5, 5.0)
+
+
+def main() -> int:
+    arguments = _arguments()
+    pairs = [Pair("smoke", 0)] if arguments.smoke else _pairs(arguments.split)
+    with work_folder(arguments) as work:
+        rows = _measured(pairs, work / "trust", arguments.processes)
+    if arguments.smoke:
+        print(json.dumps(rows[0]["tumours"][0], indent=1))
+        return 0
+    if arguments.fit:
+        CALIBRATION.write_text(_fitted(rows, arguments.split).to_json(), encoding="utf-8")
+        print(f"Written: {CALIBRATION}")
+    return _evaluated(rows, arguments)
+
+
+def _arguments():
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--split", choices=("calibration", "test"), default="test")
+    options.add_argument("--fit", action="store_true", help="fit the calibration to these rows and write it")
+    options.add_argument("--processes", type=int, default=2, help="pairs at a time, one thread each (default: 2)")
+    return options.parse_args()
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+def _pairs(split: str) -> list[Pair]:
+    """Sound and spoiled ones in turn, so that a run that is cut short has both."""
+    named = json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))["trust"][split]
+    data = shared_data()
+    sound = [Pair(f"phantom-{seed}", seed) for seed in named["phantoms"]]
+    for entry in named["label_maps"]:
+        path = data / "label_maps" / f"{entry['map']}.nii.gz"
+        sound.append(Pair(f"map-{entry['map']}-{entry['seed']}", entry["seed"], read_label_map(path), entry["map"]))
+    for entry in named["real_ct"]:
+        folder = data / entry["image"]
+        ct = read_volume(folder / "ct.nii.gz", "CT"), read_volume(folder / "liver.nii.gz", "CT labels")
+        sound.append(Pair(f"ct-{entry['image']}-{entry['seed']}", entry["seed"], ct=ct, label_map_name=entry["image"]))
+    sound = [sound[i] for i in np.random.default_rng(0).permutation(len(sound))]
+    spoiled = [
+        Pair(f"{kind}-{seed}", seed, spoiling=kind, other_seed=seed + 1)
+        for seed in range(named["spoiled"]["first"], named["spoiled"]["first"] + 2 * named["spoiled"]["of_each"], 2)
+        for kind in SPOILINGS
+    ]
+    longer, shorter = (sound, spoiled) if len(sound) >= len(spoiled) else (spoiled, sound)
+    step = len(longer) / max(len(shorter), 1)
+    keyed = [(i, pair) for i, pair in enumerate(longer)] + [(i * step + 0.5, pair) for i, pair in enumerate(shorter)]
+    return [pair for _, pair in sorted(keyed, key=lambda entry: entry[0])]
+
+
+def _measured(pairs: list[Pair], folder: Path, processes: int) -> list[dict]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes, initializer=_single_thread) as pool:
+        futures = [pool.submit(_row, pair, folder) for pair in pairs]
+        for done, future in enumerate(as_completed(futures), start=1):
+            row = future.result()
+            errors = [round(t["error_mm"], 1) for t in row["tumours"] if "error_mm" in t]
+            said = row.get("refused") or errors or f"{row['spoiling']}: {row['run']}"
+            print(f"{done} of {len(pairs)}: {row['patient']}: {said}", flush=True)
+        return [future.result() for future in futures]
+
+
+def _single_thread() -> None:
+    import SimpleITK as sitk
+    import torch
+
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _row(pair: Pair, folder: Path) -> dict:
+    """Made now, or kept from before where simulator and networks are the same."""
+    path = folder / f"{pair.name.replace(' ', '-')}.json"
+    key = [VERSION, *_models().values()]
+    if path.is_file():
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if row["key"] == key:
+            return row
+    row = json_ready({"key": key, **measure(pair)})
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return row
+
+
+def _models() -> dict[str, str]:
+    return {task: find(None, task).sha256 for task in ("registration", "segmentation")}
+
+
+# -- calibration ----------------------------------------------------------------------------------------------------
+def _features(tumour: dict) -> dict[str, float]:
+    return {name: np.nan if value is None else value for name, value in tumour["features"].items()}
+
+
+def _sound(rows: list[dict]) -> list[tuple[dict, dict]]:
+    return [(row, t) for row in rows if row["spoiling"] is None for t in row["tumours"] if t["inside_ct"]]
+
+
+def _spoiled(rows: list[dict]) -> list[tuple[dict, dict]]:
+    return [(row, t) for row in rows if row["spoiling"] for t in row["tumours"] if t["inside_ct"]]
+
+
+def _fitted(rows: list[dict], split: str) -> Calibration:
+    sound, spoiled = _sound(rows), _spoiled(rows)
+    patients = len({row["patient"] for row, _ in sound})
+    return fit(
+        [(row["patient"], _features(t), t["error_mm"]) for row, t in sound],
+        [(row["patient"], _features(t)) for row, t in spoiled],
+        NAMES,
+        models=_models(),
+        simulator=VERSION,
+        data=f"part {split}: {len(sound)} tumours of {patients} simulated patients (simulated MR), "
+        f"{len(spoiled)} of {len({row['patient'] for row, _ in spoiled})} spoiled pairs; preset balanced",
+    )
+
+
+# -- evaluation -----------------------------------------------------------------------------------------------------
+def _evaluated(rows: list[dict], arguments) -> int:
+    calibration = Calibration.read(CALIBRATION)
+    if calibration.models != _models() or calibration.simulator != VERSION:
+        raise InputError(f"{CALIBRATION.name} belongs to other networks or another simulator; run with --fit first.")
+    judged = [_judged(row, t, calibration) for row, t in _sound(rows)]
+    spoiled = [_judged(row, t, calibration) for row, t in _spoiled(rows)]
+    error, p50, p95 = (np.array([j[name] for j in judged]) for name in ("error", "p50", "p95"))
+    localised = np.array([j["verdict"] == "localised" for j in judged])
+    held = error <= p95
+    strata = _strata(judged)
+    cells = [["all", *_coverage(held)]] + [[name, *_coverage(held[which])] for name, which in strata]
+    tables = [markdown_table(["tumours", "number", "within p95 %", "95 % interval (Wilson)"], cells)]
+    tables.append(_reliability(calibration, error, p50))
+    close, far = error < 2.5, error > 5.0
+    of_kind = {kind: [s for s in spoiled if s["spoiling"] == kind] for kind in SPOILINGS}
+    pairs = {kind: [row for row in rows if row["spoiling"] == kind] for kind in SPOILINGS}
+    tables.append(
+        markdown_table(
+            ["spoiled pairs", "pairs", "refused", "check alignment", "tumours in the CT", "localised", "approximate"],
+            [[kind, len(pairs[kind]), sum("refused" in row for row in pairs[kind]),
+              sum(row.get("run") == "check_alignment" for row in pairs[kind]), len(of_kind[kind]),
+              sum(s["verdict"] == "localised" for s in of_kind[kind]),
+              sum(s["verdict"] == "approximate" for s in of_kind[kind])] for kind in SPOILINGS],
+        )
+    )  # fmt: skip
+    seeing = _visibility(judged)
+    tables.append(markdown_table(["visible in the CT, diameter >= 12 mm", "number", "told right"], seeing))
+    rank = _spearman(p95, error)
+    members = _spearman(np.array([j["spread"] for j in judged]), error)
+    seconds = np.array([[row["registration_s"], row["uncertainty_s"]] for row in rows if "registration_s" in row])
+    ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
+    sharp = float(np.median(p95) / np.median(error))
+    tables.append(
+        markdown_table(
+            ["figure", "value"],
+            [["median error mm", float(np.median(error))], ["median p95 mm", float(np.median(p95))],
+             ["rank correlation of p95 and error", rank], ["of the ensemble's spread alone", members],
+             ["localised %", 100 * float(localised.mean())],
+             ["seconds of the registration, one thread", float(np.median(seconds[:, 0]))],
+             ["seconds of the ensemble", float(np.median(seconds[:, 1]))], ["ratio", ratio]],
+        )
+    )  # fmt: skip
+    bars = [
+        Bar("coverage of p95, least, %", 100 * held.mean(), 92.0),
+        Bar("coverage of p95, most, %", 100 * held.mean(), 98.0, at_least=False),
+        Bar("coverage in the worst stratum, %", min(100 * held[which].mean() for _, which in strata), 88.0),
+        Bar("median p95 over median error", sharp, 2.5, at_least=False),
+        Bar("rank correlation", rank, 0.5),
+        Bar(
+            "of the localised, more than 5 mm off, %", 100 * far[localised].mean() if localised.any() else 0, 5.0, False
+        ),
+        Bar("of those less than 2.5 mm off, localised, %", 100 * localised[close].mean(), 50.0),
+        Bar("spoiled tumours called localised", sum(s["verdict"] == "localised" for s in spoiled), 0, at_least=False),
+        Bar("visibility told right at the true place", seeing[0][2], 0.95),
+        Bar("ensemble over registration, s", ratio, 2.0, at_least=False),
+    ]
+    patients = len({row["patient"] for row, _ in _sound(rows)})
+    data = (
+        f"{len(judged)} tumours of {patients} simulated patients (simulated MR, simulator {VERSION}), part "
+        f"{arguments.split} of splits.json; {sum(len(found) for found in pairs.values())} spoiled pairs. "
+        f"Calibration: {calibration.data}"
+    )
+    figures = {"judged": judged, "spoiled": spoiled}
+    return report(arguments, "Trust", data, tables, figures, bars)
+
+
+def _judged(row: dict, tumour: dict, calibration: Calibration) -> dict:
+    features = _features(tumour)
+    p50, p95 = calibration.radius_mm(features)
+    run = RunVerdict(row["run"], ("-",))
+    verdict, _ = judge_place(p95, calibration.is_doubtful(features), run, Thresholds())
+    shown = ("diameter_mm", "depth_mm", "motion_mm", "in_ct", "true_cnr", "visibility")
+    return {"patient": row["patient"], "spoiling": row["spoiling"], "p50": p50, "p95": p95, "verdict": verdict,
+            "doubt": calibration.doubt(features), "spread": features["spread"], "error": tumour.get("error_mm"),
+            **{name: tumour.get(name) for name in shown}}  # fmt: skip
+
+
+def _strata(judged: list[dict]) -> list[tuple[str, np.ndarray]]:
+    found = []
+    for name, bounds in (("diameter_mm", DIAMETERS_MM), ("depth_mm", DEPTHS_MM), ("motion_mm", MOTIONS_MM)):
+        values = np.array([j[name] for j in judged])
+        edges = (-np.inf, *bounds, np.inf)
+        for low, high in pairwise(edges):
+            what = f"{name.removesuffix('_mm')} {max(low, 0):g} to {high:g} mm".replace(" to inf mm", " mm and above")
+            found.append((what, (values >= low) & (values < high)))
+    looks = np.array([j["in_ct"] for j in judged])
+    found += [(f"{look} in the CT", looks == look) for look in ("invisible", "faint", "visible")]
+    return [(name, which) for name, which in found if which.any()]
+
+
+def _coverage(held: np.ndarray) -> list[object]:
+    low, high = wilson(int(held.sum()), len(held))
+    return [len(held), 100 * float(held.mean()), f"{100 * low:.1f} to {100 * high:.1f}"]
+
+
+def wilson(successes: int, number: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of a share (Wilson 1927)."""
+    share = successes / number
+    middle = (share + z * z / (2 * number)) / (1 + z * z / number)
+    half = z / (1 + z * z / number) * np.sqrt(share * (1 - share) / number + z * z / (4 * number**2))
+    return float(middle - half), float(middle + half)
+
+
+def _reliability(calibration: Calibration, error: np.ndarray, p50: np.ndarray) -> str:
+    """How many lie within multiples of p50, where half do: the whole distribution, not two points of it."""
+    ratio = error / p50
+    lines = [["p50", 50, 100 * float((ratio <= 1).mean())],
+             ["p95", 95, 100 * float((ratio <= calibration.ratio_p95 / calibration.ratio_p50).mean())]]  # fmt: skip
+    return markdown_table(["radius", "stated %", "found %"], lines)
+
+
+def _visibility(judged: list[dict]) -> list[list[object]]:
+    """Share told right, at the true place and where the registration puts the tumour; faint ones apart."""
+    lines = []
+    for place in ("true", "stated"):
+        right = []
+        for j in judged:
+            seen = (j["visibility"] or {}).get(place)
+            if j["diameter_mm"] < 12 or seen is None or 0 < j["true_cnr"] < 2:
+                continue
+            right.append((abs(seen["cnr"]) >= VISIBLE_CNR) == (j["true_cnr"] >= 2))
+        lines.append([f"at the {place} place", len(right), float(np.mean(right)) if right else np.nan])
+    return lines
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+if __name__ == "__main__":
+    run_script(main)
