@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, PeerSettings]] = {
     },
     "syn": {
         "3 mm": PeerSettings(3.0, True),
+        "3 mm, more steps": PeerSettings(3.0, True, {"reg_iterations": [120, 100, 50]}),
         "4 mm": PeerSettings(4.0, True),
         "4 mm, no start": PeerSettings(4.0, False),
         "4 mm, smoother": PeerSettings(4.0, True, {"flow_sigma": 6, "total_sigma": 1}),

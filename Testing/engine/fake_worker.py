@@ -12,7 +12,7 @@ import time
 
 from weaktumour import worker
 from weaktumour.errors import DeviceError, InputError
-from weaktumour.workspace import open_workspace
+from weaktumour.workspace import open_workspace, update_workspace
 
 
 class OutOfMemoryError(RuntimeError):
@@ -66,8 +66,23 @@ def misbehave(mode, folder, monitor):
         raise errors[mode]
 
 
+def assess(mode, out, monitor):
+    """A second stage that adds to a finished result; `mode` tells how it ends."""
+    monitor.announce(out)
+    with update_workspace(out, last="result.json") as folder, monitor.stage("more"):
+        (folder / "result.json").write_text('{"more": true}')
+        (folder / "more.txt").write_text("more")
+        if mode != "done":
+            misbehave(mode, folder, monitor)
+
+
 def perform(arguments, out, monitor):
     monitor.plan({"fake": 30.0})
+    if arguments["mode"].startswith("then "):
+        with open_workspace(out, arguments.get("overwrite", False)) as folder:
+            (folder / "result.json").write_text("{}")
+        assess(arguments["mode"].removeprefix("then "), out, monitor)
+        return out
     with open_workspace(out, arguments.get("overwrite", False)) as folder:
         (folder / "result.json").write_text("{}")
         with monitor.stage("fake"):

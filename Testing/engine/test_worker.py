@@ -94,6 +94,46 @@ def start(tmp_path):
         run.process.stderr.close()
 
 
+# -- a result that a second stage adds to -----------------------------------------------------------------------
+def _result(tmp_path) -> tuple[str, list[str]]:
+    out = tmp_path / "work" / "out"
+    return (out / "result.json").read_text(), sorted(path.name for path in out.iterdir())
+
+
+def test_a_second_stage_adds_to_the_result(start, tmp_path):
+    run = start("then done")
+    assert run.finish() == 0
+    folder = str(tmp_path / "work" / "out")
+    results = [event for event in run.events if event["event"] == "result"]
+    assert results == [
+        {"event": "result", "folder": folder, "complete": False},
+        {"event": "result", "folder": folder},
+    ]
+    assert _result(tmp_path) == ('{"more": true}', ["more.txt", "result.json"])
+    assert run.left_behind() == []
+
+
+def test_a_second_stage_that_is_cancelled_leaves_the_result(start, tmp_path):
+    cancel = tmp_path / "cancel"
+    run = start("then slow", cancel_file=str(cancel))
+    run.wait_for('"complete": false')
+    run.wait_for('"more"')
+    cancel.touch()
+    assert run.finish(10) == 3
+    assert _result(tmp_path) == ("{}", ["result.json"])
+    assert run.left_behind() == []
+
+
+@pytest.mark.parametrize(("mode", "code", "kind"), [("then killed", 1, "device"), ("then internal", 1, "internal")])
+def test_a_second_stage_that_fails_leaves_the_result(start, tmp_path, mode, code, kind):
+    run = start(mode)
+    assert run.finish() == code
+    assert run.events[-1]["event"] == "error"
+    assert run.events[-1]["kind"] == kind
+    assert _result(tmp_path) == ("{}", ["result.json"])
+    assert run.left_behind() == []
+
+
 # -- the protocol -----------------------------------------------------------------------------------------------
 def test_a_run_from_start_to_end(start, tmp_path):
     run = start("done")

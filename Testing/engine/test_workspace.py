@@ -15,7 +15,7 @@ import pytest
 
 from weaktumour import workspace
 from weaktumour.errors import Cancelled, InputError
-from weaktumour.workspace import open_workspace, process_is_alive, remove_stale
+from weaktumour.workspace import open_workspace, process_is_alive, remove_stale, update_workspace
 
 
 def make_result(folder: Path, text: str) -> Path:
@@ -232,3 +232,61 @@ def test_process_is_alive(dead_pid):
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT) if hasattr(os, "waitid") else process.wait()
         if Path("/proc/self/stat").exists():
             assert not process_is_alive(process.pid)
+
+
+def test_an_update_replaces_files_and_keeps_the_others(tmp_path):
+    out = tmp_path / "out"
+    with open_workspace(out) as folder:
+        (folder / "result.json").write_text("old")
+        (folder / "labels.txt").write_text("labels")
+    with update_workspace(out, last="result.json") as folder:
+        (folder / "result.json").write_text("new")
+        (folder / "more.txt").write_text("more")
+        assert (out / "result.json").read_text() == "old"
+    assert {path.name: path.read_text() for path in out.iterdir()} == {
+        "result.json": "new",
+        "labels.txt": "labels",
+        "more.txt": "more",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_file_that_vouches_comes_last(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    moved = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: (moved.append(self.name), replace(self, target))[1])
+    with update_workspace(out, last="a.json") as folder:
+        for name in ("a.json", "b.txt", "z.txt"):
+            (folder / name).write_text(name)
+    assert moved[-1] == "a.json"
+    assert sorted(moved) == ["a.json", "b.txt", "z.txt"]
+
+
+def update(out: Path, meanwhile) -> None:
+    with update_workspace(out, last="result.json") as folder:
+        (folder / "result.json").write_text("new")
+        meanwhile()
+
+
+def fail_with(error: BaseException) -> None:
+    raise error
+
+
+def test_an_update_that_raises_changes_nothing(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "result.json").write_text("old")
+    with pytest.raises(Cancelled):
+        update(out, lambda: fail_with(Cancelled("Cancelled.")))
+    assert (out / "result.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_update_of_a_folder_that_is_gone_is_said(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        update(out, out.rmdir)
+    assert list(tmp_path.iterdir()) == []

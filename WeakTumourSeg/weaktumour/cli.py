@@ -1,8 +1,8 @@
-"""The command line: `weaktumour demo | simulate | register | segment | models | train | benchmark`.
+"""The command line: `weaktumour demo | simulate | register | segment | models | train | benchmark | analyse`.
 
 Work on images is a request to the worker (worker.py), whose events become a progress bar, lines and one error line on
-stderr; results go to stdout. `models`, `train` and `benchmark` work in this process. Exit 0 done, 2 input error,
-3 cancelled, 1 anything else.
+stderr; results go to stdout. The other commands work in this process. Exit 0 done, 2 input error, 3 cancelled, 1
+anything else.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
 from .errors import InputError, WeakTumourError
-from .evaluation.command import add_benchmark_parser, run_benchmark_command
+from .evaluation.command import (
+    add_analyse_parser,
+    add_benchmark_parser,
+    run_analyse_command,
+    run_benchmark_command,
+)
 from .progress import Event
 from .training.command import add_parser as add_train_parser
 from .training.command import run as run_training
-from .worker import EXIT_DONE, EXIT_INPUT, OPERATIONS, Listener, Option, Request, supervise
+from .worker import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, OPERATIONS, Listener, Option, Request, supervise
 from .workspace import check_out, remove_tree
 
 _LINE_EVERY_S = 5.0
@@ -46,6 +52,8 @@ def main(arguments: Sequence[str] | None = None, run: Runner = supervise) -> int
             return run_training(options)
         if command == "benchmark":
             return run_benchmark_command(options)
+        if command == "analyse":
+            return run_analyse_command(options)
         commands = {"demo": _demo, "simulate": _simulate, "register": _register, "segment": _segment}
         return commands[command](options, run)
     except WeakTumourError as error:
@@ -58,21 +66,21 @@ def main(arguments: Sequence[str] | None = None, run: Runner = supervise) -> int
 
 # -- commands ---------------------------------------------------------------------------------------------------
 def _register(options: dict[str, object], run: Runner) -> int:
-    code = _run("register", options, run)
-    if code == EXIT_DONE:
+    ending = _run("register", options, run)
+    if ending.has_result:
         _print_result(Path(str(options["out"])))
-    return code
+    return ending.code
 
 
 def _simulate(options: dict[str, object], run: Runner) -> int:
-    code = _run("simulate", options, run)
+    code = _run("simulate", options, run).code
     if code == EXIT_DONE:
         print(f"Case folder: {options['out']}")
     return code
 
 
 def _segment(options: dict[str, object], run: Runner) -> int:
-    code = _run("segment", options, run)
+    code = _run("segment", options, run).code
     if code == EXIT_DONE:
         print(f"Label map: {options['out']}\n{_RESEARCH_USE}")
     return code
@@ -88,7 +96,7 @@ def _demo(options: dict[str, object], run: Runner) -> int:
         out.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be made ({error.strerror}); choose another folder.") from error
-    code = None
+    code, kept = None, False
     try:
         for folder in (case, result):
             check_out(folder, overwrite=True)
@@ -96,17 +104,18 @@ def _demo(options: dict[str, object], run: Runner) -> int:
         remove_tree(result)
         print(f"1 of 3  Simulate a patient (seed {options['seed']}).", flush=True)
         patient = {"seed": options["seed"], "tumours_in_ct": "invisible"}
-        code = _run("simulate", {"out": str(case), "overwrite": True, **patient}, run)
+        code = _run("simulate", {"out": str(case), "overwrite": True, **patient}, run).code
         if code != EXIT_DONE:
             return code
         print("2 of 3  Register the MRI onto the CT and carry the labels over.", flush=True)
         files = {"mr": case / "mr.nii.gz", "ct": case / "ct.nii.gz", "mr_labels": case / "mr_labels.nii.gz"}
-        code = _run("register", {name: str(path) for name, path in files.items()} | {"out": str(result)}, run)
-        if code != EXIT_DONE:
+        ending = _run("register", {name: str(path) for name, path in files.items()} | {"out": str(result)}, run)
+        code, kept = ending.code, ending.has_result
+        if not kept:
             remove_tree(case)
             return code
     finally:
-        if code != EXIT_DONE and made_here:
+        if code != EXIT_DONE and made_here and not kept:
             shutil.rmtree(out, ignore_errors=True)
     _print_result(result)
     print("3 of 3  Compare with the known truth.", flush=True)
@@ -196,7 +205,15 @@ _MODELS_ACTIONS = {
 }
 
 
-def _run(operation: str, options: Mapping[str, object], run: Runner) -> int:
+@dataclass(frozen=True)
+class _Ending:
+    """code: of the worker. has_result: also where what would have been added to it was stopped."""
+
+    code: int
+    has_result: bool
+
+
+def _run(operation: str, options: Mapping[str, object], run: Runner) -> _Ending:
     """Hand a request to the worker and show its events."""
     arguments = {name: value for name, value in options.items() if name != "out"}
     request = Request.parse(
@@ -206,9 +223,11 @@ def _run(operation: str, options: Mapping[str, object], run: Runner) -> int:
     )
     with _Display() as display:
         code = run(request, display.show)
-    if code == 3:
+    if code == EXIT_CANCELLED and not display.result_seen:
         _complain("cancelled; nothing was left behind.")
-    return code
+    elif code != EXIT_DONE and display.result_seen:
+        _complain("stopped; the result is kept, the tumours' uncertainty was not assessed.")
+    return _Ending(code, code == EXIT_DONE or display.result_seen)
 
 
 # -- what is printed --------------------------------------------------------------------------------------------
@@ -221,13 +240,14 @@ def _print_result(folder: Path) -> None:
             _number(tumour.get("volume_mm3"), 1e-3, 1),
             _number(tumour.get("diameter_mm"), 1, 1),
             _number(tumour.get("volume_ratio"), 1, 2),
+            _number(tumour.get("p95_mm"), 1, 1),
             str(tumour.get("verdict") or "-").replace("_", " "),
         )
         for tumour in result.get("tumours") or []
     ]
     print(f"\nResult: {folder.resolve()}")
     if rows:
-        _print_table(("tumour", "volume ml", "diameter mm", "volume ratio", "verdict"), rows)
+        _print_table(("tumour", "volume ml", "diameter mm", "volume ratio", "within mm (95 %)", "verdict"), rows)
     else:
         print("The MR labels hold no tumour.")
     run = result.get("run") or {}
@@ -290,6 +310,7 @@ class _Display:
     """Shows events: a bar on a terminal, elsewhere a line at each new stage and every few seconds."""
 
     def __init__(self) -> None:
+        self.result_seen = False
         self._bar = None
         self._stage: object = None
         self._last_line = -_LINE_EVERY_S
@@ -316,6 +337,8 @@ class _Display:
             self._progress(event)
         elif kind == "log":
             self._line(str(event.get("message", "")))
+        elif kind == "result":
+            self.result_seen = True
         elif kind == "error":
             self._line(f"weaktumour: {event.get('message', '')}")
 
@@ -380,6 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands)
     add_train_parser(commands)
     add_benchmark_parser(commands)
+    add_analyse_parser(commands)
     return parser
 
 

@@ -163,6 +163,13 @@ OPERATIONS: dict[str, Operation] = {
                 default="auto",
                 choices=("auto", "on", "off"),
             ),
+            Option(
+                "verdict_mm",
+                str,
+                "up to the first distance (95 %) a tumour is localised, up to the second approximately",
+                default="5,10",
+                metavar="MM,MM",
+            ),
             Option("registration_model", str, "MSCGUNet to use, see models list", metavar="ID"),
             Option(
                 "segmentation_model", str, "UNet that finds livers nobody drew, or none, see models list", metavar="ID"
@@ -324,7 +331,7 @@ def run_here(request: Request, listener: Listener) -> int:
                 listener({"event": "log", "message": line})
         listener(event)
         return code
-    listener({"event": "result", "folder": str(folder), "complete": True})
+    listener({"event": "result", "folder": str(folder)})
     return EXIT_DONE
 
 

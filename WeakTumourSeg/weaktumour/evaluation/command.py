@@ -1,4 +1,4 @@
-"""`weaktumour benchmark`: the options, and what is written at the end."""
+"""`weaktumour benchmark` and `weaktumour analyse`: the options, and what is written at the end."""
 
 from __future__ import annotations
 
@@ -121,3 +121,22 @@ def _json(content: object) -> str:
     from .measure import json_ready
 
     return json.dumps(json_ready(content), indent=1) + "\n"
+
+
+def add_analyse_parser(commands: argparse._SubParsersAction) -> None:
+    text = "what the CT shows and what it does not: Dice and error of results by visibility"
+    parser = commands.add_parser("analyse", help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    parser.add_argument("results", metavar="RESULT", help="a result folder, or a folder of them")
+    parser.add_argument("--data", metavar="COHORT", help="case folders with the truth, named as the results are")
+    parser.add_argument("--out", metavar="DIR", help="for table, figures and plot (default: RESULT)")
+
+
+def run_analyse_command(options: dict[str, object]) -> int:
+    """Raises InputError."""
+    from .analysis import MD, write_analysis
+
+    root = Path(str(options["results"]))
+    out = Path(str(options.get("out") or root))
+    print(write_analysis(root, Path(str(options["data"])) if options.get("data") else None, out))
+    print(f"Written: {out / MD}")
+    return EXIT_DONE

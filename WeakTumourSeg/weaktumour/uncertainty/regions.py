@@ -46,7 +46,7 @@ def probability(total: np.ndarray, tumour: np.ndarray, grid: Grid, covariance: n
     z, y, x = np.meshgrid(*frequency, indexing="ij", sparse=True)
     (a, b, c), (_, d, e), (_, _, f) = along_axes
     exponent = a * x * x + d * y * y + f * z * z + 2 * (b * x * y + c * x * z + e * y * z)
-    spectrum = np.fft.rfftn(tumour[part].astype(np.float64), padded) * np.exp(-2 * np.pi**2 * exponent)
+    spectrum = np.fft.rfftn(tumour[part].astype(np.float64), padded, axes=(0, 1, 2)) * np.exp(-2 * np.pi**2 * exponent)
     own = np.fft.irfftn(spectrum, padded, axes=(0, 1, 2))[
         tuple(slice(0, b - a) for a, b in zip(low, high, strict=True))
     ]
