@@ -24,7 +24,7 @@ from weaktumour.quality import VISIBLE_CNR, Thresholds, judge_place
 from weaktumour.result import RunVerdict
 from weaktumour.simulation import VERSION
 from weaktumour.simulation.tissue_maps import read_label_map
-from weaktumour.uncertainty.calibration import FILE, Calibration, fit
+from weaktumour.uncertainty.calibration import FILE, LEVELS, Calibration, fit
 from weaktumour.uncertainty.features import NAMES
 from weaktumour.volumes import read_volume
 
@@ -50,6 +50,7 @@ def _arguments():
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--split", choices=("calibration", "test"), default="test")
     options.add_argument("--fit", action="store_true", help="fit the calibration to these rows and write it")
+    options.add_argument("--page", type=Path, metavar="FILE", help="write the tables as a page, with a plot beside it")
     options.add_argument("--processes", type=int, default=2, help="pairs at a time, one thread each (default: 2)")
     return options.parse_args()
 
@@ -158,7 +159,9 @@ def _evaluated(rows: list[dict], arguments) -> int:
     strata = _strata(judged)
     cells = [["all", *_coverage(held)]] + [[name, *_coverage(held[which])] for name, which in strata]
     tables = [markdown_table(["tumours", "number", "within p95 %", "95 % interval (Wilson)"], cells)]
-    tables.append(_reliability(calibration, error, p50))
+    reliability = _reliability(calibration, error, p50)
+    levels = [[100 * level, 100 * found] for level, found in reliability[1::2]]
+    tables.append(markdown_table(["stated share %", "found %"], levels))
     close, far = error < 2.5, error > 5.0
     of_kind = {kind: [s for s in spoiled if s["spoiling"] == kind] for kind in SPOILINGS}
     pairs = {kind: [row for row in rows if row["spoiling"] == kind] for kind in SPOILINGS}
@@ -208,8 +211,23 @@ def _evaluated(rows: list[dict], arguments) -> int:
         f"{arguments.split} of splits.json; {sum(len(found) for found in pairs.values())} spoiled pairs. "
         f"Calibration: {calibration.data}"
     )
-    figures = {"judged": judged, "spoiled": spoiled}
+    figures = {"judged": judged, "spoiled": spoiled, "reliability": reliability}
+    if arguments.page:
+        picture = _plots(reliability, judged, arguments.page.parent, arguments.page.stem)
+        _write_page(arguments.page, data, tables, bars, picture)
     return report(arguments, "Trust", data, tables, figures, bars)
+
+
+def _write_page(path: Path, data: str, tables: list[str], bars: list[Bar], picture: str) -> None:
+    wanted = [[bar.name, bar.value, f"{'>=' if bar.at_least else '<='} {bar.bound:g}", "met" if bar.met else "MISSED"]
+              for bar in bars]  # fmt: skip
+    parts = [
+        "# How far the stated uncertainty can be trusted", f"`python Testing/benchmark/trust.py`: {data}.",
+        "Simulated MR and CT: what holds for them need not hold for patients.",
+        markdown_table(["figure", "found", "wanted", ""], wanted), *tables,
+        f"![Reliability diagram; errors against what was stated]({picture})",
+    ]  # fmt: skip
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _judged(row: dict, tumour: dict, calibration: Calibration) -> dict:
@@ -249,12 +267,34 @@ def wilson(successes: int, number: int, z: float = 1.96) -> tuple[float, float]:
     return float(middle - half), float(middle + half)
 
 
-def _reliability(calibration: Calibration, error: np.ndarray, p50: np.ndarray) -> str:
-    """How many lie within multiples of p50, where half do: the whole distribution, not two points of it."""
-    ratio = error / p50
-    lines = [["p50", 50, 100 * float((ratio <= 1).mean())],
-             ["p95", 95, 100 * float((ratio <= calibration.ratio_p95 / calibration.ratio_p50).mean())]]  # fmt: skip
-    return markdown_table(["radius", "stated %", "found %"], lines)
+def _reliability(calibration: Calibration, error: np.ndarray, p50: np.ndarray) -> list[tuple[float, float]]:
+    """(stated, found): the share of tumours within the radius that is to hold so many, at every level."""
+    scale = p50 / calibration.ratio(0.5)
+    return [(level, float(np.mean(error <= scale * calibration.ratio(level)))) for level in LEVELS]
+
+
+def _plots(reliability: list[tuple[float, float]], judged: list[dict], folder: Path, stem: str) -> str:
+    """The reliability diagram, and errors against what was stated; the file's name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
+    axes[0].plot([0, 1], [0, 1], color="0.7", lw=1)
+    axes[0].plot(*zip(*reliability, strict=True), "o-", ms=4)
+    axes[0].set(xlabel="stated share within the radius", ylabel="share found", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    for look in ("invisible", "faint", "visible"):
+        shown = [j for j in judged if j["in_ct"] == look]
+        axes[1].plot([j["p95"] for j in shown], [j["error"] for j in shown], ".", ms=5, label=f"{look} in the CT")
+    ends = [min(j["p95"] for j in judged), max(j["p95"] for j in judged)]
+    axes[1].plot(ends, ends, color="0.7", lw=1)
+    axes[1].set(xscale="log", yscale="log", xlabel="stated p95, mm", ylabel="error of the centroid, mm")
+    axes[1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(folder / f"{stem}.png", dpi=80)
+    plt.close(figure)
+    return f"{stem}.png"
 
 
 def _visibility(judged: list[dict]) -> list[list[object]]:

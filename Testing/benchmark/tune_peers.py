@@ -1,7 +1,8 @@
 """Settings of the peers, tried on development patients: the peers are to show what they can.
 
-Each variant registers the same patients (every third of the development part of splits.json); the one with the smallest
-sum of median tumour error and median target error is the one to put into `weaktumour.evaluation.methods.PEER_SETTINGS`.
+Each variant registers the same patients (--cases of the development part of splits.json, evenly chosen); the one with
+the smallest sum of median tumour error and median target error is the one to put into
+`weaktumour.evaluation.methods.PEER_SETTINGS`.
 A run that was stopped goes on where it was.
 
     python Testing/benchmark/tune_peers.py [--methods LIST] [--keep DIR] [--processes 2] [--out FILE.json]
@@ -49,18 +50,15 @@ VARIANTS: dict[str, dict[str, PeerSettings]] = {
     },
     "syn": {
         "3 mm": PeerSettings(3.0, True),
-        "3 mm, more steps": PeerSettings(3.0, True, {"reg_iterations": [120, 100, 50]}),
-        "4 mm": PeerSettings(4.0, True),
-        "4 mm, no start": PeerSettings(4.0, False),
-        "4 mm, smoother": PeerSettings(4.0, True, {"flow_sigma": 6, "total_sigma": 1}),
-        "4 mm, cross-correlation": PeerSettings(4.0, True, {"syn_metric": "CC", "syn_sampling": 3}),
+        "more steps": PeerSettings(3.0, True, {"reg_iterations": [80, 60, 20]}),
+        "smoother": PeerSettings(3.0, True, {"flow_sigma": 6, "total_sigma": 1}),
+        "no start": PeerSettings(3.0, False),
     },
     "elastix": {
-        "20 mm knots": PeerSettings(3.0, True, {"iterations": 250}),
-        "20 mm knots, more steps": PeerSettings(3.0, True, {"iterations": 500}),
-        "30 mm knots": PeerSettings(3.0, True, {"iterations": 250, "grid_mm": 30.0}),
-        "20 mm knots, less bending": PeerSettings(3.0, True, {"iterations": 250, "bending": 2.0}),
-        "20 mm knots, no start": PeerSettings(3.0, False, {"iterations": 250}),
+        "bending 20": PeerSettings(3.0, True, {"iterations": 250, "bending": 20.0}),
+        "bending 200": PeerSettings(3.0, True, {"iterations": 250, "bending": 200.0}),
+        "bending 2000": PeerSettings(3.0, True, {"iterations": 250, "bending": 2000.0}),
+        "bending 10000": PeerSettings(3.0, True, {"iterations": 250, "bending": 10000.0}),
     },
 }
 
@@ -72,7 +70,8 @@ def main() -> int:
         patients, variants = phantoms(1), {"convexadam": {"8 mm": PeerSettings(8.0, True)}}
     else:
         splits = Path(__file__).with_name("splits.json")
-        patients = of_splits(splits, "development", shared_data())[::3]
+        patients = of_splits(splits, "development", shared_data())
+        patients = patients[:: max(1, len(patients) // arguments.cases)][: arguments.cases]
         variants = {name: VARIANTS[name] for name in chosen}
     with work_folder(arguments) as work:
         run_benchmark(Plan(tuple(patients), ("affine",), work, arguments.processes, arguments.threads))
@@ -92,6 +91,7 @@ def main() -> int:
 def _arguments():
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--methods", default=",".join(VARIANTS), help="comma-separated")
+    options.add_argument("--cases", type=int, default=4, help="development patients (default: 4)")
     options.add_argument("--processes", type=int, default=2, help="registrations at a time (default: 2)")
     options.add_argument("--threads", type=int, default=1, help="of each of them (default: 1)")
     return options.parse_args()

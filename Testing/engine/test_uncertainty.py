@@ -112,7 +112,7 @@ def test_a_damaged_calibration_is_refused_with_a_remedy(tmp_path, damage):
     text = calibrated().to_json()
     content = json.loads(text)
     if damage == "changed":
-        content["calibration"]["ratio_p95"] *= 0.5
+        content["calibration"]["ratios"][-1] *= 0.5
     elif damage == "schema":
         content["schema"] = 99
     if damage != "missing":

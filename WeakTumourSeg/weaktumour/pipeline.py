@@ -163,11 +163,12 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
         monitor.check()
     if calibration:
         monitor.announce(Path(arguments.out))
-        with update_workspace(arguments.out, last="result.json") as folder, monitor.stage("uncertainty"):
-            measured = measure_uncertainty(inputs, registration, device, arguments.seed, monitor)
-            likely = _assess(content, inputs, labels, measured, calibration, thresholds)
-            write_volume(likely, folder / "tumour_probability.nii.gz")
-            write_report(folder / "report.html", replace(shown, probability=likely))
+        with update_workspace(arguments.out, last="result.json") as folder:
+            with monitor.stage("uncertainty"):
+                measured = measure_uncertainty(inputs, registration, device, arguments.seed, monitor)
+                likely = _assess(content, inputs, labels, measured, calibration, thresholds)
+                write_volume(likely, folder / "tumour_probability.nii.gz")
+                write_report(folder / "report.html", replace(shown, probability=likely))
             _write_result(folder, content, monitor)
     return Path(arguments.out)
 

@@ -5,10 +5,11 @@ common isotropic working grid, runs the method and writes its displacement; the 
 `DisplacementField` (CT point -> MR point, LPS mm, a given affine start included) with the seconds and the peak memory
 of the whole process. A method is one function, registered by name in `METHODS`:
 
-    fixed (z, y, x), moving (z, y, x), options -> displacement (z, y, x, 3)
+    fixed (z, y, x), moving (z, y, x), inside (z, y, x), options -> displacement (z, y, x, 3)
 
-where both images lie on the working grid and the displacement is in voxels of that grid with components along its
-own x, y, z axes: fixed voxel x corresponds to moving voxel x + u(x).
+where inside tells the voxels for which the moving image has something to show (methods that take masks use it), both
+images lie on the working grid, and the displacement is in voxels of that grid with components along its own x, y, z
+axes: fixed voxel x corresponds to moving voxel x + u(x).
 
 The packages of the methods belong to the benchmark extra, not to the engine.
 """
@@ -41,7 +42,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # the folder that holds `we
 _GRID_MULTIPLE = 12  # ConvexAdam pools by 6 and by 2 and drops what is left over; with this nothing is left over
 CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue, as in our own preparation
 
-Method = Callable[[np.ndarray, np.ndarray, Mapping[str, object]], np.ndarray]
+Method = Callable[[np.ndarray, np.ndarray, np.ndarray, Mapping[str, object]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class PeerResult:
 
 
 # -- the methods --------------------------------------------------------------------------------------------------
-def convexadam(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, object]) -> np.ndarray:
+def convexadam(fixed: np.ndarray, moving: np.ndarray, inside: np.ndarray, options: Mapping[str, object]) -> np.ndarray:
     """ConvexAdam with MIND-SSC (Siebert, Hansen, Heinrich: TMI 2024, arXiv:2103.12127v2), PyPI `convexadam`.
 
     The package's own defaults unless an option of `convex_adam_pt` says otherwise (mind_r, mind_d, lambda_weight,
@@ -79,7 +80,7 @@ def convexadam(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, obje
     return displacement[..., ::-1]
 
 
-def syn(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, object]) -> np.ndarray:
+def syn(fixed: np.ndarray, moving: np.ndarray, inside: np.ndarray, options: Mapping[str, object]) -> np.ndarray:
     """Symmetric normalisation with mutual information (Avants et al. 2008), PyPI `antspyx`; no linear stage of its own.
 
     options: arguments of `ants.registration`, and `spacing_mm`. ANTs tells its transform by where it carries images,
@@ -99,7 +100,7 @@ def syn(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, object]) ->
     target = image(fixed)
     with tempfile.TemporaryDirectory() as folder:
         found = ants.registration(
-            target, image(moving), initial_transform="identity", outprefix=f"{folder}/", **settings
+            target, image(moving), initial_transform="identity", mask=image(inside), outprefix=f"{folder}/", **settings
         )
         margin = 20  # voxels: points may leave the image
         z, y, x = np.meshgrid(*(np.arange(-margin, n + margin, dtype=np.float32) for n in fixed.shape), indexing="ij")
@@ -111,7 +112,7 @@ def syn(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, object]) ->
     return np.stack([there - axis for there, axis in zip(warped, here, strict=True)], axis=-1)
 
 
-def elastix(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, object]) -> np.ndarray:
+def elastix(fixed: np.ndarray, moving: np.ndarray, inside: np.ndarray, options: Mapping[str, object]) -> np.ndarray:
     """B-splines with mutual information and bending energy (Klein et al. 2010), PyPI `itk-elastix`.
 
     options: `spacing_mm`, `grid_mm` (of the finest control points), `bending` (its weight), `iterations`,
@@ -147,10 +148,16 @@ def elastix(fixed: np.ndarray, moving: np.ndarray, options: Mapping[str, object]
         image = itk.image_from_array(np.ascontiguousarray(array, dtype=np.float32))
         image.SetSpacing((spacing,) * 3)
         images.append(image)
+    mask = itk.image_from_array(np.ascontiguousarray(inside, dtype=np.uint8))
+    mask.SetSpacing((spacing,) * 3)
     # Both write files where they are told, or into the current folder.
     with tempfile.TemporaryDirectory() as folder:
         _, transform = itk.elastix_registration_method(
-            *images, parameter_object=parameters, log_to_console=False, output_directory=folder
+            *images,
+            fixed_mask=mask,
+            parameter_object=parameters,
+            log_to_console=False,
+            output_directory=folder,
         )
         field = itk.transformix_deformation_field(images[1], transform, output_directory=folder)
     on_fixed = itk.array_from_image(field).astype(np.float32)
@@ -278,11 +285,14 @@ def _run_method(folder: Path) -> None:
         np.ascontiguousarray(volume.array, dtype=np.float32)
         for volume in (fixed.resample_to(grid, outside=window[0]), resample_with_start(moving, grid, start))
     ]
-    del fixed, moving
+    everywhere = Volume(np.ones_like(moving.array, dtype=np.float32), moving.grid)
+    everywhere.array.flat[0] = 0.0  # whose minimum is taken for what lies beyond
+    inside = resample_with_start(everywhere, grid, start).array > 0.5
+    del fixed, moving, everywhere
     begun = time.monotonic()
     try:
         options = {**request["options"], **({"spacing_mm": grid.spacing[0]} if request["method"] in _IN_MM else {})}
-        displacement = METHODS[request["method"]](*on_grid, options)
+        displacement = METHODS[request["method"]](*on_grid, inside, options)
     except ModuleNotFoundError as error:
         raise InputError(f"the package {error.name} is not installed; install the benchmark extra.") from error
     seconds = time.monotonic() - begun

@@ -24,6 +24,7 @@ from ..errors import ModelError
 
 SCHEMA = 1
 FILE = "uncertainty.json"
+LEVELS = tuple(round(0.05 * n, 2) for n in range(1, 20))
 Features = Mapping[str, float]
 
 
@@ -60,15 +61,14 @@ class Linear:
 @dataclass(frozen=True)
 class Calibration:
     """error: of the logarithm of the error in mm. doubt: log odds that the pair is not sound; above `doubtful` no place
-    is stated. ratio_p50, ratio_p95: of true error to scale. models: SHA-256 of the networks by task. simulator: version
-    of the patients. data: in words.
+    is stated. ratios: quantiles of true error to scale, at LEVELS. models: SHA-256 of the networks by task. simulator:
+    version of the patients. data: in words.
     """
 
     error: Linear
     doubt: Linear
     doubtful: float
-    ratio_p50: float
-    ratio_p95: float
+    ratios: tuple[float, ...]
     models: dict[str, str]
     simulator: int
     data: str
@@ -76,7 +76,11 @@ class Calibration:
     def radius_mm(self, features: Features) -> tuple[float, float]:
         """p50 and p95 of the distance between true and stated centroid, mm."""
         scale = float(np.exp(self.error(features)))
-        return self.ratio_p50 * scale, self.ratio_p95 * scale
+        return scale * self.ratio(0.5), scale * self.ratio(0.95)
+
+    def ratio(self, level: float) -> float:
+        """Of true error to scale, which so large a share does not exceed; level: one of LEVELS."""
+        return self.ratios[LEVELS.index(level)]
 
     def is_doubtful(self, features: Features) -> bool:
         return self.doubt(features) > self.doubtful
@@ -101,7 +105,8 @@ class Calibration:
                 raise ValueError("its checksum or schema is not right")
             models = [Linear(inner[name]["constant"], tuple(Term(**term) for term in inner[name]["terms"]))
                       for name in ("error", "doubt")]  # fmt: skip
-            return Calibration(*models, **{name: inner[name] for name in inner if name not in ("error", "doubt")})
+            rest = {name: inner[name] for name in inner if name not in ("error", "doubt", "ratios")}
+            return Calibration(*models, ratios=tuple(inner["ratios"]), **rest)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"Calibration: {path.name} cannot be used ({error}); restore the file or run with --uncertainty off."
@@ -128,11 +133,9 @@ def fit(
         raise ValueError(f"a calibration needs tumours of {folds} patients and some spoiled pairs")
     error = fit_error(sound, names)
     doubt, doubtful = fit_doubt(sound, spoiled, names)
-    ratios = cross_fitted_ratios(sound, names, folds, seed)
-    return Calibration(
-        error, doubt, doubtful, conformal_quantile(ratios, 0.5), conformal_quantile(ratios, 0.95), dict(models),
-        simulator, data,
-    )  # fmt: skip
+    found = cross_fitted_ratios(sound, names, folds, seed)
+    ratios = tuple(conformal_quantile(found, level) for level in LEVELS)
+    return Calibration(error, doubt, doubtful, ratios, dict(models), simulator, data)
 
 
 def cross_fitted_ratios(
