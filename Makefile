@@ -7,6 +7,7 @@ export TORCH PYTHON
 BIN := .venv/bin
 TEST_EXTRAS := test,train,benchmark,slicer
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 .PHONY: help demo test check lint format benchmark-smoke icon clean set-up set-up-tests
 
@@ -16,8 +17,8 @@ help: ## this list
 demo: set-up ## simulate a patient, register, carry the labels over; writes demo/ (an earlier one is replaced)
 	@$(BIN)/weaktumour demo --out demo
 
-test: set-up-tests ## run the tests (PYTEST_ARGS="-k volumes" for some of them)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: set-up-tests ## run the tests, two at a time (PYTEST_ARGS="-k volumes" for some of them; JOBS=1 one by one)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope $(PYTEST_ARGS)
 
 check: lint ## lint, and compare WeakTumourSeg/CMakeLists.txt with the files there are
 	@$(BIN)/python Testing/check_cmake_lists.py

@@ -15,6 +15,9 @@ from slicerhost.fixtures import slicer_host  # noqa: F401
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NO_SKIP = os.environ.get("WEAKTUMOUR_NO_SKIP") == "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests beside each other: more threads than cores only get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 
 
 def pytest_configure():

@@ -102,7 +102,9 @@ def visibility(image: Volume, tumour: np.ndarray, liver: np.ndarray) -> Visibili
     grid, part = image.grid.crop_to(box, _RING_MM[1] + 2 * max(image.grid.spacing))
     distance = signed_distance_mm(tumour[part], grid)
     values = image.array[part]
-    inside = values[distance < -min(_INNER_MM, -0.5 * float(distance.min()))].astype(float)
+    # The surface lies half a voxel beyond the outermost voxel centres, whose distance is 0.
+    depth = 0.5 * min(image.grid.spacing) - distance
+    inside = values[(depth > min(_INNER_MM, 0.5 * float(depth.max()))) & tumour[part]].astype(float)
     ring = values[(distance > _RING_MM[0]) & (distance < _RING_MM[1]) & liver[part] & ~tumour[part]].astype(float)
     if len(inside) < _FEWEST or len(ring) < _FEWEST:
         return None
