@@ -56,7 +56,7 @@ class Case:
 def write_case(folder: str | Path, case: Case) -> None:
     """Write a case folder, which is made where it is missing; other files in it stay.
 
-    Raises ValueError for an info without id, with an unknown kind or pairing, InputError where the folder cannot be made.
+    Raises ValueError for an info without id or with an unknown kind or pairing, InputError where no folder can be made.
     """
     if case.info.get("pairing") == "single":
         raise ValueError("a case of two images is no single one; use write_single")
