@@ -82,7 +82,7 @@ def test_only_what_exists_is_offered(capsys):
         cli.main(["--help"])
     text = capsys.readouterr().out
     offered = "demo simulate register segment batch models dataset train evaluate benchmark"
-    assert all(f"    {word} " in text for word in offered.split())
+    assert all(f"\n    {word}" in text for word in offered.split())
     assert "analyse" not in text
 
 

@@ -354,6 +354,20 @@ def test_a_simulated_case_passes(simulated_case):
     assert entry.subjects == ("weaktumour.simulation, phantom, seed 1",)
 
 
+def test_a_case_says_whose_images_it_holds(tmp_path):
+    assert subjects_of(small_case(1).info) == ("case-1",)
+    assert subjects_of(small_case(1, subjects=["a", "b"]).info) == ("a", "b")
+    of_a_map = {"kind": "simulated", "source": "weaktumour.simulation, map-7", "id": "x", "simulation": {"seed": 4}}
+    assert subjects_of(of_a_map) == ("weaktumour.simulation, map-7",)  # whatever the seed
+    with pytest.raises(ValueError, match="'twins' is none of"):
+        write_case(tmp_path / "new", small_case(1, pairing="twins"))
+    with pytest.raises(ValueError, match="use write_single"):
+        write_case(tmp_path / "new", small_case(1, pairing="single"))
+    with pytest.raises(ValueError, match="neither mr nor ct"):
+        write_single(tmp_path / "new", "pet", small_volume(0), small_volume(0), {}, {"id": "x", "kind": "clinical"})
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_image_is_known_again_however_it_is_stored():
     volume = small_volume(3)
     turned = Volume.from_image(sitk.DICOMOrient(volume.to_image(), "ASR"))

@@ -227,12 +227,14 @@ def test_two_files_and_an_empty_prediction(tmp_path, capsys):
 
 
 def test_tumours_that_nobody_has_are_counted(tmp_path, capsys):
-    write_reference(tmp_path / "cohort", "healthy", None, tumours=0)
+    people = {"pairing": "different_people", "subjects": ["a", "b"]}
+    write_reference(tmp_path / "cohort", "healthy", None, tumours=0, **people)
     write_volume(label_map(), tmp_path / "healthy.nii.gz")
     assert cli.main(["evaluate", str(tmp_path), str(tmp_path / "cohort")]) == 0
     text = capsys.readouterr().out
     assert "1 references have no tumour; in 1 of these the prediction claims one." in text
     assert f"{54 * 0.036:.1f} ml a patient" in text
+    assert "In 1 of these cases MRI and CT are of different people" in text
 
 
 def test_what_cannot_be_compared_is_refused(folders, tmp_path):

@@ -84,7 +84,7 @@ def _comparison(prediction: Path, reference: Path, name: str, fold: int | None) 
 
 
 def evaluate(comparison: Comparison, match: str = "label") -> Row:
-    """{patient, fold, subjects, figures: {row name: CHAOS metrics}, false_tumour_ml} of one patient.
+    """{patient, fold, subjects, pairing, figures: {row name: CHAOS metrics}, false_tumour_ml} of one patient.
 
     match: "label" where a tumour's value is the same in both maps, as after propagation; "any" where values mean
     nothing, as after segmentation: then all tumours of a patient count as one.
@@ -106,6 +106,7 @@ def evaluate(comparison: Comparison, match: str = "label") -> Row:
         "patient": comparison.name,
         "fold": comparison.fold,
         "subjects": list(subjects_of(comparison.info)) if comparison.info else [comparison.name],
+        "pairing": comparison.info.get("pairing"),
         "figures": figures,
         "false_tumour_ml": false * truth.grid.voxel_volume_mm3 * 1e-3,
     }

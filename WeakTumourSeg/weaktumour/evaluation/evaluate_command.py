@@ -64,6 +64,12 @@ def _notes(rows: list[dict], options: Mapping[str, object], folds: int) -> list[
         f"intervals (bootstrap over patients, {options['replicates']} replicates, seed {options['seed']}). Surfaces "
         "are border voxels, as in the CHAOS challenge; an empty prediction counts with the image's diagonal.",
     ]
+    mixed = sum(row["pairing"] == "different_people" for row in rows)
+    if mixed:
+        notes.append(
+            f"**In {mixed} of these cases MRI and CT are of different people**: of labels carried over from the MRI "
+            "the figures say how well two people's anatomies were matched, not how well a patient's was found."
+        )
     without = [row for row in rows if len(row["figures"]) == 1]
     claimed = [row for row in without if row["false_tumour_ml"] > 0]
     if without:
