@@ -1,8 +1,9 @@
-"""The command line: `weaktumour demo | simulate | register | segment | models | train | benchmark | analyse`.
+"""The command line: `weaktumour demo | simulate | register | segment | batch | models | dataset | train | evaluate |
+benchmark | analyse`.
 
 Work on images is a request to the worker (worker.py), whose events become a progress bar, lines and one error line on
-stderr; results go to stdout. The other commands work in this process. Exit 0 done, 2 input error, 3 cancelled, 1
-anything else.
+stderr; results go to stdout. The commands on cohorts, networks and figures work in this process; `batch` starts a
+worker for each case. Exit 0 done, 2 input error, 3 cancelled, 1 anything else.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
+from .batch.command import add_batch_parser, run_batch_command
+from .datasets.command import add_dataset_parser, run_dataset_command
 from .errors import InputError, WeakTumourError
 from .evaluation.command import (
     add_analyse_parser,
@@ -26,6 +29,7 @@ from .evaluation.command import (
     run_analyse_command,
     run_benchmark_command,
 )
+from .evaluation.evaluate_command import add_evaluate_parser, run_evaluate_command
 from .progress import Event
 from .training.command import add_parser as add_train_parser
 from .training.command import run as run_training
@@ -36,6 +40,15 @@ _LINE_EVERY_S = 5.0
 _RESEARCH_USE = "Research use only; not a medical device."
 
 Runner = Callable[[Request, Listener], int]
+# Commands whose options and work are their own room's.
+_OF_ROOMS: dict[str, Callable[[Mapping[str, object]], int]] = {
+    "batch": run_batch_command,
+    "dataset": run_dataset_command,
+    "train": run_training,
+    "evaluate": run_evaluate_command,
+    "benchmark": run_benchmark_command,
+    "analyse": run_analyse_command,
+}
 
 
 def main(arguments: Sequence[str] | None = None, run: Runner = supervise) -> int:
@@ -48,12 +61,8 @@ def main(arguments: Sequence[str] | None = None, run: Runner = supervise) -> int
     try:
         if command == "models":
             return _MODELS_ACTIONS[str(options.pop("action"))](options)
-        if command == "train":
-            return run_training(options)
-        if command == "benchmark":
-            return run_benchmark_command(options)
-        if command == "analyse":
-            return run_analyse_command(options)
+        if command in _OF_ROOMS:
+            return _OF_ROOMS[command](options)
         commands = {"demo": _demo, "simulate": _simulate, "register": _register, "segment": _segment}
         return commands[command](options, run)
     except WeakTumourError as error:
@@ -400,8 +409,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--out", required=True, metavar="DIR", help="folder to write; must be new or empty")
         for option in operation.options:
             _add_option(command, option)
+    add_batch_parser(commands)
     _add_models(commands)
+    add_dataset_parser(commands)
     add_train_parser(commands)
+    add_evaluate_parser(commands)
     add_benchmark_parser(commands)
     add_analyse_parser(commands)
     return parser

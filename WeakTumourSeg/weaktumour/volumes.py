@@ -298,7 +298,7 @@ def read_volume(path: str | Path, what: str) -> Volume:
     if not path.exists():
         raise InputError(f"{what}: {path} does not exist; check the path.")
     with _without_itk_warnings():
-        image = _read_dicom_folder(path, what) if path.is_dir() else _read_file(path, what)
+        image = _read_dicom_files(dicom_files(path, what), what) if path.is_dir() else _read_file(path, what)
     volume = _to_volume(image, what)
     check_voxels(volume, what)
     return volume
@@ -624,22 +624,48 @@ def _unpacked(file: BinaryIO, window_bits: int) -> Iterator[bytes]:
 
 
 # -- DICOM ------------------------------------------------------------------------------------------------------
-def _read_dicom_folder(folder: Path, what: str) -> sitk.Image:
+def dicom_files(folder: str | Path, what: str, *, one_stack: bool = False) -> tuple[str, ...]:
+    """The files of a folder's one DICOM series, in the order of their slices: along the normal, as `read_dicom` does.
+
+    one_stack: take all images for one series whatever their identifiers say (anonymising has given every image a series
+    of its own in some public data sets). Raises InputError: no images, several series.
+    """
+    folder = Path(folder)
     series = {}
-    for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
-        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
-        series[uid] = files
+    with _without_itk_warnings():
+        for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
+            series[uid] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
     if not series:
         raise InputError(
             f"{what}: the folder {folder.name} holds no DICOM images; give the folder of one series, or a file."
         )
-    if len(series) > 1:
-        listing = "; ".join(_describe_series(files) for files in series.values())
-        raise InputError(
-            f"{what}: the folder {folder.name} holds {len(series)} DICOM series ({listing}); "
-            "put the one to use in a folder of its own."
-        )
-    files = next(iter(series.values()))
+    if len(series) == 1:
+        return tuple(next(iter(series.values())))
+    if one_stack:
+        return _along_normal([file for files in series.values() for file in files])
+    listing = "; ".join(_describe_series(files) for files in series.values())
+    raise InputError(
+        f"{what}: the folder {folder.name} holds {len(series)} DICOM series ({listing}); "
+        "put the one to use in a folder of its own."
+    )
+
+
+def read_dicom(files: tuple[str, ...], what: str) -> Volume:
+    """The volume of the files that `dicom_files` gave, checked as `read_volume` does. Raises InputError."""
+    with _without_itk_warnings():
+        volume = _to_volume(_read_dicom_files(files, what), what)
+    check_voxels(volume, what)
+    return volume
+
+
+def _along_normal(files: list[str]) -> tuple[str, ...]:
+    headers = [_dicom_header(file) for file in files]
+    normal = np.asarray(headers[0].GetDirection()).reshape(3, 3)[:, 2]
+    order = np.argsort([np.asarray(header.GetOrigin()) @ normal for header in headers], kind="stable")
+    return tuple(files[k] for k in order)
+
+
+def _read_dicom_files(files: tuple[str, ...], what: str) -> sitk.Image:
     if len(files) > 1:
         _check_slice_positions(files, what)
     reader = sitk.ImageSeriesReader()

@@ -1,0 +1,1 @@
+"""Many cases, one after the other or on many workers: `weaktumour batch`."""

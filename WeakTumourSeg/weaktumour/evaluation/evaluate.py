@@ -1,0 +1,220 @@
+"""Label maps against references: the CHAOS metrics of each patient, and the published table's two rows over them all.
+
+The table of the published system has a row for the healthy liver, which the CT shows, and one for tumours that it does
+not show. Which tumours those are is known of simulated patients (case.json); of others it is not, and they get a row of
+their own instead of a guess. Patients, not folds or images, are what the confidence intervals draw from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..cases import read_case_info, subjects_of
+from ..datasets.splits import Fold
+from ..errors import InputError
+from ..labels import read_labels
+from ..volumes import Grid, Volume
+from .chaos import METRICS, chaos_metrics
+from .measure import markdown_table
+
+Row = dict
+LIVER = "visible healthy liver"
+TUMOURS = {
+    "invisible": "invisible tumours",
+    "faint": "faint tumours",
+    "visible": "visible tumours",
+    "mixed": "tumours, visible and invisible together",
+    None: "tumours, visibility not known",
+}
+MATCHES = ("label", "any")
+FIGURES = (*METRICS, "score")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prediction and its reference, both label maps of one CT. info: the case's case.json. fold: from 1, if any."""
+
+    name: str
+    predicted: Path
+    reference: Path
+    info: dict[str, object] = field(default_factory=dict)
+    fold: int | None = None
+
+
+def comparisons(prediction: str | Path, reference: str | Path, folds: Sequence[Fold] = ()) -> list[Comparison]:
+    """Two label files; or a folder of results and a cohort, of which with folds each case is taken that a fold tests.
+
+    A case's prediction is PREDICTION/NAME/ct_labels.nii.gz or PREDICTION/NAME.nii.gz; with folds also below fold-K.
+    Raises InputError: a missing prediction is no reason to leave a patient out.
+    """
+    prediction, reference = Path(prediction), Path(reference)
+    if prediction.is_file() and reference.is_file():
+        if folds:
+            raise InputError("--splits: there are no folds in two files; leave it out, or give folders.")
+        return [Comparison(prediction.name.removesuffix(".nii.gz"), prediction, reference)]
+    for what, path in (("predictions", prediction), ("references", reference)):
+        if not path.is_dir():
+            raise InputError(f"Evaluate: the {what} {path} are no folder; give two label files or two folders.")
+    wanted = [(name, number) for number, fold in enumerate(folds, start=1) for name in fold.test]
+    if not folds:
+        wanted = [(path.name, None) for path in sorted(reference.iterdir()) if (path / "ct_labels.nii.gz").is_file()]
+    if not wanted:
+        raise InputError(f"Evaluate: {reference} holds no case with a ct_labels.nii.gz to compare with.")
+    return [_comparison(prediction, reference, name, number) for name, number in wanted]
+
+
+def _comparison(prediction: Path, reference: Path, name: str, fold: int | None) -> Comparison:
+    truth = reference / name / "ct_labels.nii.gz"
+    if not truth.is_file():
+        raise InputError(f"Evaluate: the case {name} of the splits has no {truth}; give the cohort that was split.")
+    folders = [prediction / f"fold-{fold}", prediction] if fold is not None else [prediction]
+    places = [place for f in folders for place in (f / name / "ct_labels.nii.gz", f / f"{name}.nii.gz")]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"Evaluate: there is no prediction for {name} ({places[-2]} or {places[-1].name}); make it, "
+            "or take the case out of the references."
+        )
+    return Comparison(name, found, truth, read_case_info(reference / name), fold)
+
+
+def evaluate(comparison: Comparison, match: str = "label") -> Row:
+    """{patient, fold, subjects, pairing, figures: {row name: CHAOS metrics}, false_tumour_ml} of one patient.
+
+    match: "label" where a tumour's value is the same in both maps, as after propagation; "any" where values mean
+    nothing, as after segmentation: then all tumours of a patient count as one.
+    false_tumour_ml: predicted tumour where the reference has none. Raises InputError.
+    """
+    predicted = _read_prediction(comparison)
+    truth = read_labels(comparison.reference, f"Reference {comparison.name}").volume
+    if not predicted.grid.same_as(truth.grid, tolerance_mm=1e-2):
+        raise InputError(
+            f"Prediction {comparison.name}: it lies on another grid than the reference; resample it onto that CT first."
+        )
+    spacing = truth.grid.spacing
+    figures = {LIVER: chaos_metrics(predicted.array > 0, truth.array > 0, spacing)}
+    for row, values in _tumour_rows(truth.array, comparison.info, match).items():
+        mask = predicted.array >= 2 if match == "any" else np.isin(predicted.array, values)
+        figures[row] = chaos_metrics(mask, np.isin(truth.array, values), spacing)
+    false = np.count_nonzero((predicted.array >= 2) & (truth.array < 2))
+    return {
+        "patient": comparison.name,
+        "fold": comparison.fold,
+        "subjects": list(subjects_of(comparison.info)) if comparison.info else [comparison.name],
+        "pairing": comparison.info.get("pairing"),
+        "figures": figures,
+        "false_tumour_ml": false * truth.grid.voxel_volume_mm3 * 1e-3,
+    }
+
+
+def _read_prediction(comparison: Comparison) -> Volume:
+    """Also one that is empty, which a reader of labels takes for a mistake: here it is a result, and a bad one."""
+    try:
+        return read_labels(comparison.predicted, f"Prediction {comparison.name}").volume
+    except InputError as error:
+        if "label map is empty" not in str(error):
+            raise
+        image = sitk.ReadImage(str(comparison.predicted))
+        return Volume(np.zeros(image.GetSize()[::-1], dtype=np.uint8), Grid.of(image))
+
+
+def _tumour_rows(truth: np.ndarray, info: dict[str, object], match: str) -> dict[str, list[int]]:
+    """The table's row of each true tumour: row name -> values."""
+    looks = (info.get("simulation") or {}).get("tumours_in_ct") or []
+    rows: dict[str, list[int]] = {}
+    for value in (int(v) for v in np.unique(truth) if v >= 2):
+        look = looks[value - 2] if value - 2 < len(looks) else None
+        rows.setdefault(TUMOURS.get(look, TUMOURS[None]), []).append(value)
+    if match == "any" and len(rows) > 1:
+        return {TUMOURS["mixed"]: sorted(value for values in rows.values() for value in values)}
+    return rows
+
+
+# -- over patients ------------------------------------------------------------------------------------------------
+def summary(rows: Sequence[Row], replicates: int = 2000, seed: int = 0) -> dict[str, dict]:
+    """Row name -> {patients, dice, ...: {mean, low, high}}: means over patients with 95 % bootstrap intervals."""
+    names = [LIVER, *TUMOURS.values()]
+    result = {}
+    for name in names:
+        having = [row for row in rows if name in row["figures"]]
+        if not having:
+            continue
+        groups = _by_subject(having)
+        table = np.array([[row["figures"][name][figure] for figure in FIGURES] for row in having])
+        low, high = bootstrap_interval(table, groups, replicates, seed)
+        result[name] = {"patients": len(set(groups)), "label_maps": len(having)} | {
+            figure: {"mean": float(mean), "low": float(a), "high": float(b)}
+            for figure, mean, a, b in zip(FIGURES, table.mean(axis=0), low, high, strict=True)
+        }
+    return result
+
+
+def bootstrap_interval(
+    table: np.ndarray, groups: Sequence[int], replicates: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile interval (low, high), each (k,), of the column means of a table (n, k), drawing whole groups.
+
+    groups: (n,) patient number of each line. With one patient there is nothing to draw from: nan.
+    """
+    members = [np.flatnonzero(np.asarray(groups) == g) for g in sorted(set(groups))]
+    if len(members) < 2:
+        return (np.full(table.shape[1], np.nan),) * 2
+    random = np.random.default_rng(seed)
+    sums = np.array([table[m].sum(axis=0) for m in members])
+    sizes = np.array([len(m) for m in members])
+    drawn = random.integers(len(members), size=(replicates, len(members)))
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)[:, None]
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def _by_subject(rows: Sequence[Row]) -> list[int]:
+    """A patient's number for each row; rows with a subject in common have the same."""
+    numbers: list[int] = []
+    of_subject: dict[str, int] = {}
+    for row in rows:
+        known = {of_subject[s] for s in row["subjects"] if s in of_subject}
+        number = min(known, default=len(numbers))
+        numbers = [number if n in known else n for n in numbers] + [number]
+        of_subject = {s: number if n in known else n for s, n in of_subject.items()}
+        of_subject |= dict.fromkeys(row["subjects"], number)
+    return numbers
+
+
+# -- the page -----------------------------------------------------------------------------------------------------
+_HEADS = {"dice": "DICE", "ravd_percent": "RAVD %", "assd_mm": "ASSD mm", "mssd_mm": "MSSD mm", "score": "score"}
+
+
+def page(rows: Sequence[Row], table: dict[str, dict], notes: Sequence[str]) -> str:
+    """The table, the folds where there are some, and each patient, in Markdown."""
+    head = ["", "patients", *(_HEADS[figure] for figure in FIGURES)]
+    lines = [[name, line["patients"], *(_interval(line[f], f) for f in FIGURES)] for name, line in table.items()]
+    parts = ["# Evaluation", *notes, markdown_table(head, lines)]
+    folds = sorted({row["fold"] for row in rows if row["fold"] is not None})
+    if folds:
+        cells = []
+        for fold in folds:
+            of_fold = [row for row in rows if row["fold"] == fold]
+            for name in table:
+                found = [row["figures"][name] for row in of_fold if name in row["figures"]]
+                if found:
+                    means = [float(np.mean([f[figure] for f in found])) for figure in FIGURES]
+                    cells.append([f"fold {fold}", name, len(found), *means])
+        parts += ["## Folds", markdown_table(["", "", "label maps", *head[2:]], cells)]
+    each = [
+        [row["patient"], name, *(row["figures"][name][f] for f in FIGURES)] for row in rows for name in row["figures"]
+    ]
+    parts += ["## Patients", markdown_table(["patient", "", *head[2:]], each)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _interval(value: dict[str, float], figure: str) -> str:
+    digits = {"dice": 3, "score": 1}.get(figure, 2)
+    if not np.isfinite(value["low"]):
+        return f"{value['mean']:.{digits}f}"
+    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
