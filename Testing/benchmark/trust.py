@@ -25,7 +25,7 @@ from weaktumour.result import RunVerdict
 from weaktumour.simulation import VERSION
 from weaktumour.simulation.tissue_maps import read_label_map
 from weaktumour.uncertainty.calibration import FILE, LEVELS, Calibration, fit
-from weaktumour.uncertainty.features import NAMES
+from weaktumour.uncertainty.features import NAMES, with_products
 from weaktumour.volumes import read_volume
 
 CALIBRATION = REPOSITORY / "WeakTumourSeg" / "Resources" / "Models" / FILE
@@ -121,7 +121,7 @@ def _models() -> dict[str, str]:
 
 # -- calibration ----------------------------------------------------------------------------------------------------
 def _features(tumour: dict) -> dict[str, float]:
-    return {name: np.nan if value is None else value for name, value in tumour["features"].items()}
+    return with_products({name: np.nan if value is None else value for name, value in tumour["features"].items()})
 
 
 def _sound(rows: list[dict]) -> list[tuple[dict, dict]]:

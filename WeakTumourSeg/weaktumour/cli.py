@@ -186,7 +186,27 @@ def _models_verify(options: Mapping[str, object]) -> int:
             code = error.exit_code
         else:
             print(f"{entry.id}: checksum and weights are right.", flush=True)
+    if named is None:
+        code = max(code, _verify_calibration())
     return code
+
+
+def _verify_calibration() -> int:
+    """Of the uncertainty, which stands beside the shipped weights and holds for them alone."""
+    from . import models
+    from .uncertainty.calibration import FILE, Calibration
+
+    try:
+        calibration = Calibration.read(models.shipped_folder() / FILE)
+    except WeakTumourError as error:
+        _complain(str(error))
+        return error.exit_code
+    strange = [task for task, digest in calibration.models.items() if models.shipped_sha256(task) != digest]
+    if strange:
+        _complain(f"Calibration: {FILE} belongs to another {strange[0]} model; restore the shipped files.")
+        return EXIT_INPUT
+    print("uncertainty: checksum is right, and it belongs to the shipped networks.", flush=True)
+    return EXIT_DONE
 
 
 def _models_import(options: Mapping[str, object]) -> int:

@@ -140,6 +140,12 @@ def default_id(task: str) -> str | None:
     return _users().defaults[task] or _shipped().defaults[task]
 
 
+def shipped_sha256(task: str) -> str | None:
+    """Checksum of the shipped default's weights; None where there is none."""
+    manifest = _shipped()
+    return next((entry.sha256 for entry in manifest.models if entry.id == manifest.defaults[task]), None)
+
+
 def find(model_id: str | None, task: str) -> ModelEntry:
     """The model of that id, or the default of the task. Raises ModelError: none such, or of another task."""
     if task not in TASKS:

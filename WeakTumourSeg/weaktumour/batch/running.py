@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -26,7 +27,8 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import InputError
-from ..models import TASKS, default_id, find
+from ..models import TASKS, default_id, find, shipped_folder
+from ..uncertainty.calibration import FILE as CALIBRATION_FILE
 from ..workspace import remove_tree
 from .table import PATHS, BatchCase
 
@@ -196,7 +198,9 @@ def _program() -> str:
     """Version and checksum of the code and of the default models: while one works on it the version says little."""
     package = Path(__file__).resolve().parents[1]
     digest = sha256("".join(f"{t} {find(None, t).sha256}" for t in TASKS if default_id(t)).encode())
-    for pattern in ("*.py", "registration/*.py", "networks/*.py", "report/*.py"):
+    with suppress(OSError):
+        digest.update((shipped_folder() / CALIBRATION_FILE).read_bytes())
+    for pattern in ("*.py", "registration/*.py", "networks/*.py", "report/*.py", "uncertainty/*.py"):
         for path in sorted(package.glob(pattern)):
             if path.name != "cli.py":
                 digest.update(path.read_bytes())

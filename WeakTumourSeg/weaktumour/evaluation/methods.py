@@ -33,11 +33,12 @@ class PeerSettings:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-# Chosen on development patients, for the peers' good: see Resources/benchmark.md.
+# Those that did best on development patients (Testing/benchmark/tune_peers.py). SyN was a tenth better with more steps,
+# which take four times as long.
 PEER_SETTINGS: dict[str, PeerSettings] = {
     "convexadam": PeerSettings(2.0, True),
-    "syn": PeerSettings(3.0, True),
-    "elastix": PeerSettings(3.0, True),
+    "syn": PeerSettings(3.0, True, {"flow_sigma": 6, "total_sigma": 1}),
+    "elastix": PeerSettings(3.0, True, {"iterations": 250, "bending": 2000.0}),
 }
 
 

@@ -1,0 +1,98 @@
+"""The trust benchmark's pairs and figures: spoiled pairs are spoiled, intervals are right."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, spearmanr
+
+from weaktumour.evaluation import trust
+from weaktumour.evaluation.trust import SPOILINGS, Pair, simulate
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmark"))
+
+
+@pytest.fixture
+def from_fixture(monkeypatch, simulated_patient) -> list[dict]:
+    """Every patient is the coarse one; what was asked for is kept."""
+    asked: list[dict] = []
+
+    def simulated(pair, seed, **options):
+        asked.append({"seed": seed, "label_map": pair.label_map, **options})
+        return simulated_patient
+
+    monkeypatch.setattr(trust, "_simulated", simulated)
+    return asked
+
+
+def test_a_mirrored_mri_has_its_labels_with_it(from_fixture, simulated_patient):
+    case = simulate(Pair("p", 3, spoiling="mirrored MRI"))
+    x = int(np.abs(case.mr.grid.axes[0]).argmax())  # the array axis that runs left to right, of x, y, z
+    assert np.array_equal(np.flip(case.mr.array, 2 - x), simulated_patient.mr.array)
+    assert case.mr.grid.same_as(simulated_patient.mr.grid)
+    for v in (1, 2, 3):  # what a label covers is the same tissue as before
+        before = simulated_patient.mr.array[simulated_patient.mr_labels.array == v]
+        assert np.array_equal(np.sort(case.mr.array[case.mr_labels.array == v]), np.sort(before))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_half_a_liver_is_half(from_fixture, simulated_patient, seed):
+    case = simulate(Pair("p", seed, spoiling="half a liver"))
+    shares = []
+    for name in ("ct", "mr"):
+        labels, whole = getattr(case, f"{name}_labels"), getattr(simulated_patient, f"{name}_labels")
+        image = getattr(case, name)
+        assert image.grid.same_as(labels.grid)
+        shares.append((labels.array > 0).sum() / (whole.array > 0).sum())
+        # What is left lies where it was.
+        index = np.argwhere(labels.array > 0)[::501]
+        there = np.rint(whole.grid.world_to_index(labels.grid.index_to_world(index[:, ::-1]))).astype(int)
+        assert (whole.array[tuple(there[:, ::-1].T)] == labels.array[tuple(index.T)]).all()
+    assert max(shares) == 1
+    assert 0.4 < min(shares) < 0.6
+
+
+def test_other_patients_and_lost_alignments_are_asked_for(from_fixture):
+    simulate(Pair("p", 3, spoiling="other patient's CT", other_seed=9))
+    assert [entry["seed"] for entry in from_fixture] == [3, 9]
+    simulate(Pair("p", 3, spoiling="lost alignment"))
+    assert np.linalg.norm(from_fixture[-1]["world_offset_mm"]) == pytest.approx(300)
+    assert from_fixture[-1]["tilt_degrees"] >= 60
+    assert abs(from_fixture[-1]["breathing_mm"]) >= 50
+    assert len(SPOILINGS) == 4
+
+
+@pytest.mark.parametrize(("successes", "number"), [(95, 100), (0, 20), (400, 400), (7, 9)])
+def test_wilson_against_scipy(successes, number):
+    from trust import wilson
+
+    known = binomtest(successes, number).proportion_ci(0.95, method="wilson")
+    assert wilson(successes, number) == pytest.approx((known.low, known.high), abs=2e-4)
+
+
+def test_rank_correlation_against_scipy():
+    from trust import _spearman
+
+    a, b = np.random.default_rng(0).normal(size=(2, 50))
+    assert _spearman(a, a + b) == pytest.approx(spearmanr(a, a + b).statistic)
+
+
+def test_the_parts_share_no_patient():
+    import json
+
+    content = json.loads((Path(__file__).parents[1] / "benchmark" / "splits.json").read_text())
+    parts = content["trust"]
+    for name in ("phantoms",):
+        assert not set(parts["calibration"][name]) & set(parts["test"][name])
+    maps = {part: {entry["map"] for entry in parts[part]["label_maps"]} for part in parts}
+    assert maps["calibration"] <= set(content["label_maps"]["development"])
+    assert maps["test"] <= set(content["label_maps"]["test"])
+    spoiled = [set(range(parts[part]["spoiled"]["first"], parts[part]["spoiled"]["first"]
+                         + 2 * parts[part]["spoiled"]["of_each"])) for part in parts]  # fmt: skip
+    assert not spoiled[0] & spoiled[1]
+    sound = [set(parts[part]["phantoms"]) for part in parts]
+    assert not (spoiled[0] | spoiled[1]) & (sound[0] | sound[1])
+    # As the issue wants them: at least 80 patients with 5 tumours each, 20 spoiled pairs of each kind.
+    assert sum(len(parts["test"][name]) for name in ("phantoms", "label_maps", "real_ct")) >= 80
+    assert parts["test"]["spoiled"]["of_each"] >= 20
