@@ -33,10 +33,12 @@ format: set-up-tests ## let ruff mend what it can, and rewrite the list in WeakT
 	@$(BIN)/python Testing/check_cmake_lists.py --fix
 
 benchmark-smoke: set-up-tests ## run each benchmark script on its smallest case (needs the real data, see CONTRIBUTING.md)
-	@set -e; for script in $$(grep -l __main__ Testing/benchmark/*.py); do \
-		echo "== $$script --smoke"; $(BIN)/python $$script --smoke; done
-	@rm -rf build/benchmark-smoke
-	@$(BIN)/weaktumour benchmark --cases 1 --methods affine,convexadam --out build/benchmark-smoke
+	@rm -rf build/benchmark-smoke && mkdir -p build/benchmark-smoke
+	@export OMP_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1; \
+	{ grep -l __main__ Testing/benchmark/*.py | sed 's/$$/ --smoke/'; \
+	  echo "-m weaktumour.cli benchmark --cases 1 --methods affine,convexadam --out build/benchmark-smoke/benchmark"; } | \
+	xargs -P $(JOBS) -I COMMAND sh -c 'log=$$(mktemp); $(BIN)/python COMMAND >$$log 2>&1; code=$$?; \
+		echo "== COMMAND"; tail -n 40 $$log; rm -f $$log; exit $$code'
 
 icon: set-up-tests ## draw WeakTumourSeg.png again, for the extension and for the module
 	@$(BIN)/python Resources/make_icon.py
