@@ -214,3 +214,35 @@ def test_labels_are_carried_by_the_largest_share():
     shift = DisplacementField(grid, np.broadcast_to(np.array([2.0, 0, 0]), (*grid.shape, 3)).copy())
     carried = benchmark.carry_labels(Volume(array, grid), shift, grid)
     assert np.array_equal(carried[:, :, :18], array[:, :, 2:])
+
+
+def test_goals_are_told_by_what_was_found():
+    reached = {
+        "tumour error mm": 1.0,
+        "tumour error p90 mm": 5.0,
+        "within 5 mm %": 96.0,
+        "tumour Dice 15-25 mm": 0.8,
+        "coverage +5 mm": 1.0,
+        "volume ratio": 0.95,
+        "volume ratio p10": 0.7,
+        "liver Dice": 0.96,
+        "liver HD95 mm": 3.0,
+        "liver folds": 0,
+        "SDlogJ": 0.3,
+        "failures": 0,
+        "peak MB": 1500.0,
+        "s": 10.0,
+    }
+    peers = {"convexadam": {**reached, "tumour error mm": 2.5, "s": 20.0, "SDlogJ": 0.6},
+             "syn": {**reached, "tumour error mm": 2.2}}  # fmt: skip
+    told = {
+        cells[1].strip(): (float(cells[2]), cells[4].strip())
+        for cells in (line.split("|") for line in tables.bars({"ours": reached, **peers}).splitlines()[2:])
+    }
+    assert told["tumour error mm"] == (1.0, "met")
+    assert told["tumour error p90 mm"] == (5.0, "**MISSED**")
+    assert told["tumour error over that of syn"] == (pytest.approx(1 / 2.2, abs=1e-3), "met")
+    assert told["volume ratio p10"] == (0.7, "**MISSED**")
+    assert told["s over ConvexAdam's"] == (0.5, "met")
+    assert told["SDlogJ over ConvexAdam's"] == (0.5, "met")
+    assert tables.bars({"ours": reached}) == tables.bars(peers) == ""

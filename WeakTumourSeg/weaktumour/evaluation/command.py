@@ -76,7 +76,8 @@ def _write(rows: list[dict], plan, options: dict[str, object]) -> None:
     targets = [plan.out / "benchmark.md"] + ([Path(str(options["page"]))] if options.get("page") else [])
     for target in targets:
         pictures = plots(rows, target.parent, target.stem) if kept else []
-        text = page(rows, title="Benchmark", notes=_notes(rows, plan, options), pictures=pictures)
+        text = page(rows, title="Benchmark", notes=_notes(rows, plan, options), pictures=pictures,
+                    goals=bool(options.get("splits")))  # fmt: skip
         target.write_text(text, encoding="utf-8")
     print((plan.out / "benchmark.md").read_text(encoding="utf-8").split("## By tumour")[0])
     print(f"Written: {', '.join(str(target) for target in targets)}")
@@ -84,6 +85,7 @@ def _write(rows: list[dict], plan, options: dict[str, object]) -> None:
 
 def _notes(rows: list[dict], plan, options: dict[str, object]) -> list[str]:
     from ..simulation import VERSION
+    from .methods import PEER_SETTINGS
 
     kinds = {
         "phantom": "phantoms (simulated MR and CT)",
@@ -105,8 +107,25 @@ def _notes(rows: list[dict], plan, options: dict[str, object]) -> list[str]:
         "that says so and in the plots. The label maps of `ours` are those of the MRI alone; the CT's liver is found "
         "by the UNet.",
     ]
+    settings = {
+        row["method"]: row["settings"] for row in rows if row.get("settings") and row["method"] in PEER_SETTINGS
+    }
+    if settings:
+        told = "; ".join(
+            f"{method}: {found['spacing_mm']:g} mm working grid, "
+            + ("from our affine alignment" if found["affine_start"] else "no start")
+            + "".join(f", {name} {value}" for name, value in found["options"].items())
+            for method, found in settings.items()
+        )
+        notes.append(
+            "Peers' settings, the best of several on development patients (`Testing/benchmark/tune_peers.py`): "
+            f"{told}; otherwise the packages' defaults."
+        )
     if any(not row.get("alone", True) for row in rows):
-        notes.append("**Several tasks ran beside each other: the seconds say little.**")
+        notes.append(
+            "**Several tasks ran beside each other, on one thread each: the seconds say little** "
+            "(`Testing/benchmark/cost.py` measures them)."
+        )
     if any(p.kind != "case" for p in plan.patients):
         notes.append(
             "What the simulation lacks: sliding of organs on each other, contrast agents' inhomogeneous uptake, ghosts "

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .measure import markdown_table
+from .peers import METHODS as PEERS
 
 Row = dict
 DIAMETERS_MM = ((0.0, 15.0), (15.0, 25.0), (25.0, 1e3))
@@ -67,6 +68,45 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {m: [row for row in good if row["method"] == m and row["patient"] in common] for m in methods}
 
 
+def bars(summaries: dict[str, dict[str, float]], ours: str = "ours") -> str:
+    """What the project set itself to reach, and whether `ours` does; the best peer is the one with the smallest median
+    tumour error. Empty where `ours` or every peer is missing.
+    """
+    peers = {method: found for method, found in summaries.items() if method in PEERS}
+    if ours not in summaries or not peers:
+        return ""
+    own = summaries[ours]
+    best = min(peers, key=lambda method: peers[method]["tumour error mm"])
+    conv = peers.get("convexadam", peers[best])
+    at_most = [
+        ("tumour error mm", own["tumour error mm"], 1.8),
+        ("tumour error p90 mm", own["tumour error p90 mm"], 4.5),
+        (f"tumour error over that of {best}", own["tumour error mm"] / peers[best]["tumour error mm"], 0.5),
+        ("liver HD95 mm", own["liver HD95 mm"], 6.0),
+        ("liver folds", own["liver folds"], 0),
+        ("SDlogJ over ConvexAdam's", own["SDlogJ"] / conv["SDlogJ"], 1.0),
+        ("volume ratio, from above", own["volume ratio"], 1.1),
+        ("failures", own["failures"], 0),
+        ("peak MB", own["peak MB"], 2000),
+        ("s over ConvexAdam's", own["s"] / conv["s"], 1.0),
+    ]
+    at_least = [
+        ("within 5 mm %", own["within 5 mm %"], 95.0),
+        ("tumour Dice 15-25 mm", own["tumour Dice 15-25 mm"], 0.75),
+        ("coverage +5 mm", own["coverage +5 mm"], 0.99),
+        ("volume ratio, from below", own["volume ratio"], 0.9),
+        ("volume ratio p10", own["volume ratio p10"], 0.75),
+        ("liver Dice", own["liver Dice"], 0.95),
+    ]
+    lines = [
+        [name, value, f"<= {bound:g}", "met" if value <= bound else "**MISSED**"] for name, value, bound in at_most
+    ]
+    lines += [
+        [name, value, f">= {bound:g}", "met" if value >= bound else "**MISSED**"] for name, value, bound in at_least
+    ]
+    return markdown_table(["ours", "found", "wanted", ""], lines)
+
+
 def strata(rows_of: dict[str, list[Row]]) -> str:
     """Tumour error by diameter, by motion and by what the CT shows of the tumour: median (p90) of each method."""
 
@@ -97,8 +137,10 @@ def strata(rows_of: dict[str, list[Row]]) -> str:
     return markdown_table(["tumours", "number", *rows_of], [entry for entry in lines if entry])
 
 
-def page(rows: Sequence[Row], *, title: str, notes: Sequence[str], pictures: Sequence[str]) -> str:
-    """The page in Markdown. notes: paragraphs under the title. pictures: file names beside the page."""
+def page(rows: Sequence[Row], *, title: str, notes: Sequence[str], pictures: Sequence[str], goals: bool = False) -> str:
+    """The page in Markdown. notes: paragraphs under the title. pictures: file names beside the page. goals: with what
+    the project set itself to reach.
+    """
     rows_of = by_method(rows)
     summaries = {method: summary(found) for method, found in rows_of.items()}
     names = list(next(iter(summaries.values()), {}))
@@ -115,7 +157,8 @@ def page(rows: Sequence[Row], *, title: str, notes: Sequence[str], pictures: Seq
                  for e, r, t in ranked[:5]]  # fmt: skip
         worst_title = f"The five worst tumours of `{method}`:"
     parts = [f"# {title}", *notes, "## All patients", "Medians over patients or tumours, unless a line says otherwise.",
-             table, "## By tumour and patient", "Error of the tumour's centroid, mm: median (90th percentile).",
+             table, *((["## What was to be reached", wanted]) if goals and (wanted := bars(summaries)) else []),
+             "## By tumour and patient", "Error of the tumour's centroid, mm: median (90th percentile).",
              strata(rows_of)]  # fmt: skip
     if worst:
         header = ["patient", "label", "diameter mm", "error mm", "motion mm", "in the CT"]
