@@ -62,12 +62,17 @@ def take_pictures(host, folder: Path) -> None:
     gestures.click(panel.ui.applyButton)
     host.wait_until(lambda: panel.ui.progressBar.value > 450 or not panel.isRunning, 600, "half of the run")
     save(panel, folder / "panel-running.png", host)
-    host.wait_until(lambda: not panel.isRunning, 900, "the run's end")
+    host.wait_until(lambda: panel.logic.run.isAssessing or not panel.isRunning, 900, "the result")
+    if panel.isRunning:
+        host.process_events(3)
+        save(panel, folder / "panel-assessing.png", host)
+    host.wait_until(lambda: not panel.isRunning, 1800, "the run's end")
     if panel.logic.run.state != "done":
         raise RuntimeError(panel.logic.run.message)
     save(panel, folder / "panel-result.png", host)
 
-    # Before and after in the slice views, on the first tumour; then the checkerboard.
+    # Before and after in the slice views, on the first tumour, with its position region where it has one; then the
+    # checkerboard.
     for name, change in (
         ("after", lambda: None),
         ("before", lambda: gestures.click(panel.ui.beforeButton)),

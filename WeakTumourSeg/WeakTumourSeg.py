@@ -24,7 +24,7 @@ from slicer.ScriptedLoadableModule import (
 from slicer.util import VTKObservationMixin
 
 from weaktumour.errors import InputError
-from WeakTumourSegLib import installation, preselection, roles
+from WeakTumourSegLib import installation, position_regions, preselection, roles
 from WeakTumourSegLib.logic import NO_MODEL, STAGES, RegistrationLogic, loadCase, qtTicker
 from WeakTumourSegLib.models_panel import ModelsPanel
 from WeakTumourSegLib.parameters import WeakTumourSegParameterNode, workerAccepts
@@ -126,9 +126,6 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.resultPanel = ResultPanel(self.ui, uiWidget)
         self.modelsPanel = ModelsPanel(self.ui, self._onModelChosen, self._log, self._checkCanApply, qtTicker)
         self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", "WeakTumourSeg.Kind", "segmentation")
-        self.ui.uncertaintyComboBox.enabled = workerAccepts("uncertainty")
-        if not workerAccepts("uncertainty"):
-            self.ui.uncertaintyComboBox.toolTip = _("This version does not assess the uncertainty yet.")
         self.ui.workingFolderEdit.filters = ctk.ctkPathLineEdit.Dirs | ctk.ctkPathLineEdit.Writable
         self.ui.workingFolderEdit.currentPath = slicer.util.settingsValue(f"{_SETTINGS}/workingFolder", "")
 
@@ -136,6 +133,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         # After the node selectors, which take in the loaded nodes at the same event.
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport, priority=-1.0)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self.onNodeRemoved)
         self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
         self.ui.installTorchButton.connect("clicked(bool)", self.onInstallTorch)
         self.ui.importModelHintButton.connect("clicked(bool)", self.onImportModelHint)
@@ -148,6 +146,20 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.enter()
         else:
             self.initializeParameterNode()
+
+    def _explainUncertainty(self):
+        choices = self.ui.uncertaintyComboBox
+        choices.enabled = workerAccepts("uncertainty")
+        if not choices.enabled:
+            choices.toolTip = _("This version does not assess the uncertainty yet.")
+        for choice, tip in (
+            ("auto", _("With the presets balanced and thorough, not with fast.")),
+            ("on", _("With each preset; the run then takes longer.")),
+            ("off", _("Not at all: every verdict is 'not assessed'.")),
+        ):
+            index = choices.findText(choice)
+            if index >= 0:
+                choices.setItemData(index, tip, qt.Qt.ToolTipRole)
 
     def cleanup(self):
         """The module or the application ends."""
@@ -196,6 +208,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneStartClose(self, caller, event):
         if self.logic.run is not None:
             self.logic.run.abort()
+        self._message = ""  # of what is no longer there
         self._hasNewResult = False
         self.resultPanel.show(None)
         self.rolesPanel.show(None)
@@ -209,6 +222,11 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneEndImport(self, caller, event):
         if self.parent.isEntered:
             self.initializeParameterNode()
+
+    def onNodeRemoved(self, caller, event):
+        """The position regions go with the result."""
+        if not slicer.mrmlScene.IsClosing():
+            position_regions.removeOrphans()
 
     # -- parameters -------------------------------------------------------------------------------------------------
     def initializeParameterNode(self):
@@ -239,6 +257,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = parameterNode
         if parameterNode is not None:
             self._guiTag = parameterNode.connectGui(self.ui)
+            self._explainUncertainty()  # of which the choices have just been made
             node = parameterNode.parameterNode
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._onParametersChanged)
             self._onParametersChanged()
@@ -366,6 +385,12 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         button = self.ui.applyButton
         if self.isRunning:
             button.text, button.toolTip, button.enabled = _("Cancel"), _("Stop; the scene stays as it was."), True
+            if self.logic.run.isAssessing:
+                button.text = _("Stop assessing")
+                button.toolTip = _(
+                    "The result stays. Only the assessment of how far its tumours can be trusted is stopped; their "
+                    "verdicts stay 'not assessed'."
+                )
             return
         problem = self.problem()
         button.enabled = not problem
@@ -381,7 +406,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onApplyButton(self, checked=False):
         if self.isRunning:
             self.ui.applyButton.enabled = False
-            self.ui.applyButton.text = _("Cancelling...")
+            self.ui.applyButton.text = _("Stopping...") if self.logic.run.isAssessing else _("Cancelling...")
             self.logic.run.cancel()
             return
         self._message = ""
@@ -410,6 +435,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                     segmentationModel=parameters.segmentationModel,
                     workingFolder=self.ui.workingFolderEdit.currentPath or None,
                     onEvent=self._onEvent,
+                    onResult=self._onResult,
                     onFinished=self._onFinished,
                     wait=False,
                 )
@@ -430,20 +456,32 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             text = stageText(str(event.get("stage") or ""))
             if isinstance(remaining, int | float):
                 text = _("{stage}, about {time} left").format(stage=text, time=durationText(remaining))
+            if self.logic.run is not None and self.logic.run.isAssessing:
+                text = _("{progress}. The result can already be used.").format(progress=text)
             self.ui.statusLabel.text = text
         elif event["event"] in ("log", "error"):
             self._log(str(event.get("message", "")))
 
+    def _onResult(self, run):
+        """The result can be used, even where its uncertainty is still to come."""
+        seconds = time.monotonic() - self._runStarted
+        qt.QSettings().setValue(f"{_SETTINGS}/seconds/{self._runKind}", seconds)
+        # The user may have left the module meanwhile.
+        parameters = self._parameterNode or self.logic.getParameterNode()
+        parameters.result = run.nodes.segmentation
+        self._hasNewResult = True
+        self._presentResult()
+        if run.isAssessing:
+            self.ui.statusLabel.text = _("The result can already be used; its uncertainty is being assessed.")
+            self._checkCanApply()
+
     def _onFinished(self, run):
         if run.state == DONE:
-            seconds = time.monotonic() - self._runStarted
-            self._message = _("Done in {time}.").format(time=durationText(seconds))
-            qt.QSettings().setValue(f"{_SETTINGS}/seconds/{self._runKind}", seconds)
-            # The user may have left the module meanwhile.
-            parameters = self._parameterNode or self.logic.getParameterNode()
-            parameters.result = run.nodes.segmentation
-            self._hasNewResult = True
-            self._presentResult()
+            duration = durationText(time.monotonic() - self._runStarted)
+            self._message = " ".join(filter(None, (_("Done in {time}.").format(time=duration), run.message)))
+            if run.message:
+                self._log(run.message)
+            self.resultPanel.measureEdits()  # what the assessment added, beside what was edited meanwhile
         elif run.state == CANCELLED:
             self._message = _("Cancelled; the scene is as it was.")
         elif run.state == FAILED:
@@ -487,6 +525,7 @@ def stageText(stage):
         "propagation": _("Carrying the labels over"),
         "write": _("Writing the result"),
         "report": _("Writing the report"),
+        "uncertainty": _("Assessing how far each tumour can be trusted"),
         "simulate": _("Simulating the patient"),
     }.get(stage, stage)
 
@@ -508,7 +547,12 @@ class WeakTumourSegTest(ScriptedLoadableModuleTest):
         slicer.mrmlScene.Clear(0)
 
     def runTest(self):
-        for test in (self.test_panel, self.test_exportOfTransformedVolumes, self.test_registration):
+        for test in (
+            self.test_panel,
+            self.test_exportOfTransformedVolumes,
+            self.test_positionRegion,
+            self.test_registration,
+        ):
             self.setUp()
             test()
         self.delayDisplay(_("Test passed."))
@@ -542,6 +586,20 @@ class WeakTumourSegTest(ScriptedLoadableModuleTest):
             found = np.array(image.TransformIndexToPhysicalPoint((3, 2, 1))) * [-1, -1, 1]
             expected = geometry.transformPoints(geometry.ijkToWorld(node), np.array([3, 2, 1]))
             self.assertLess(np.linalg.norm(found - expected), 0.01)
+
+    def test_positionRegion(self):
+        """The points within a distance of a tumour, against each distance by itself."""
+        import numpy as np
+
+        mask = np.zeros((4, 5, 6), bool)
+        mask[1, 2, 2:4] = mask[2, 2, 3] = True
+        spacing, distance = np.array([3.0, 1.2, 1.5]), 4.0
+        region, margin = position_regions.withinDistance(mask, spacing, distance)
+        places = np.argwhere(np.ones(region.shape, bool))[:, None] - margin - np.argwhere(mask)
+        toBox = np.maximum(np.abs(places) - 0.5, 0) * spacing
+        expected = np.linalg.norm(toBox, axis=2).min(axis=1) <= distance
+        self.assertTrue(np.array_equal(region.ravel(), expected))
+        self.assertTrue(region.any() and not region.all())
 
     def test_registration(self):
         """The shipped weights on a small simulated patient, through the worker process."""

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from module_helpers import MODULE, run
+from module_helpers import MODULE, SCENE_TESTS, run
 from slicerhost import missing_packages
 
 REASON = missing_packages()
 
 sys.path.insert(0, str(MODULE))
+sys.path.append(str(SCENE_TESTS))  # its made-up results and volumes
 
 
 class SkippedModule(pytest.Module):

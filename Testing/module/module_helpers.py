@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 MODULE = Path(__file__).resolve().parents[2] / "WeakTumourSeg"
+SCENE_TESTS = Path(__file__).resolve().parents[1] / "scene"
 
 
 def run(panel, slicer_host) -> None:

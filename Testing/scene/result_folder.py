@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +65,29 @@ def writeResult(folder: Path, ct: Path, labels: np.ndarray, names: dict[int, str
     result.write_result(folder / "result.json", content)
     (folder / "report.html").write_text("<html></html>")
     return transform
+
+
+def writeAssessed(result: Path, folder: Path, figures: dict[int, dict[str, object]]) -> None:
+    """As the worker's second stage leaves a result folder. figures: of result.json, by label."""
+    shutil.copytree(result, folder)
+    content = json.loads((folder / "result.json").read_text())
+    for entry in content["tumours"]:
+        entry.update(figures.get(entry["label"], {}))
+    (folder / "result.json").write_text(json.dumps(content))
+    (folder / "report.html").write_text("<html>assessed</html>")
+    labels = read_volume(folder / "ct_labels.nii.gz", "labels")
+    probability = np.where(labels.array > 1, 0.75, 0).astype(np.float32)
+    write_volume(Volume(probability, labels.grid), folder / "tumour_probability.nii.gz")
+
+
+def assessedAs(verdict: str, p95: float | None, reason: str | None = None) -> dict[str, object]:
+    """Figures of one tumour."""
+    return {
+        "p50_mm": p95 and p95 / 2,
+        "p95_mm": p95,
+        "covariance_mm2": np.eye(3).tolist(),
+        "visibility_mr": 0.9,
+        "visibility_ct": 0.25,
+        "verdict": verdict,
+        "verdict_reason": reason,
+    }

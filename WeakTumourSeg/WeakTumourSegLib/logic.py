@@ -16,10 +16,20 @@ from slicer.i18n import tr as _
 from weaktumour.errors import InputError
 from weaktumour.workspace import remove_tree
 
-from . import geometry, scene_import
+from . import assessment, geometry, position_regions, scene_import
 from .scene_export import Exported, RunInputs, exportInputs
 from .scene_import import ResultNodes
-from .worker_process import CANCELLED, DONE, FAILED, Event, Outcome, Ticker, WorkerRun, makeTemporaryFolder
+from .worker_process import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    Event,
+    Outcome,
+    Ticker,
+    WorkerRun,
+    makeTemporaryFolder,
+    unassessed,
+)
 
 STAGES = ("alignment", "mscgunet", "refinement")
 NO_MODEL = "none"
@@ -53,25 +63,33 @@ def qtTicker(milliseconds: int, function: Callable[[], None]) -> Callable[[], No
 class Run:
     """One piece of the worker's work and what it left in the scene.
 
-    state: "" while it runs, then done, cancelled or failed; message: a sentence where it failed. nodes: of
-    registerAndPropagate, where done; loaded: the nodes of simulatePatient. keptFolder: the result folder in the working
-    folder, where one was chosen.
+    state: "" while it runs, then done, cancelled or failed; message: a sentence where it failed, or where it is done
+    but something is missing. nodes: of registerAndPropagate, as soon as they can be used, which is before the end where
+    it goes on to assess how far the tumours can be trusted; complete: all that was to be computed is in them. loaded:
+    the nodes of simulatePatient. keptFolder: the result folder in the working folder, where one was chosen.
     """
 
     def __init__(self) -> None:
         self.state = ""
         self.message = ""
+        self.complete = False
         self.nodes: ResultNodes | None = None
         self.loaded: LoadedPatient | None = None
         self.keptFolder: Path | None = None
         self._worker: WorkerRun | None = None
+        self._problem = ""  # with a result that was announced: it could not be taken over
 
     @property
     def isRunning(self) -> bool:
         return self.state == ""
 
+    @property
+    def isAssessing(self) -> bool:
+        """Whether the result is there and only the uncertainty is missing; what stops it now leaves it done."""
+        return self.isRunning and self.nodes is not None
+
     def cancel(self) -> None:
-        """Ask it to stop; it ends a moment later with the scene as it was."""
+        """Ask it to stop; it ends a moment later, with the scene as it was or with the result that it holds."""
         if self._worker is not None:
             self._worker.cancel()
 
@@ -127,17 +145,20 @@ class RegistrationLogic:
         segmentationModel: str | None = None,
         workingFolder: str | Path | None = None,
         onEvent: Callable[[Event], None] = lambda event: None,
+        onResult: Callable[[Run], None] = lambda run: None,
         onFinished: Callable[[Run], None] = lambda run: None,
         wait: bool = True,
     ) -> Run:
         """Carry the MRI's labels onto the CT; new nodes appear beside the CT, nothing else in the scene changes.
 
         segmentation: of the MRI; None: the network segments. ctLiver: a drawn liver on the CT. segmentationModel:
-        NO_MODEL looks for no liver. workingFolder: keeps the result folder with its report. wait: return when done,
-        otherwise at once; onFinished is called in both cases, at the end.
+        NO_MODEL looks for no liver. uncertainty: auto, on or off; None: as the engine likes. workingFolder: keeps the
+        result folder with its report. wait: return when all is done, otherwise at once. onResult is called once, when
+        the nodes can be used (run.isAssessing: their uncertainty is still to come), onFinished at the end.
 
         Raises InputError: inputs that cannot be run, before anything starts. Raises RunFailed, RunCancelled when
-        waited for. In each of these cases the scene is as it was.
+        waited for. In each of these cases the scene is as it was. An assessment of the uncertainty that is stopped or
+        fails takes nothing away: the run is done, with run.message saying what is missing.
         """
         inputs = RunInputs(mr, ct, segmentation, ctLiver)
         runId = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
@@ -153,17 +174,12 @@ class RegistrationLogic:
             remove_tree(folder)
             raise
 
-        def take(run: Run, result: Path) -> None:
-            if workingFolder:
-                # First, since moving may fail and must then leave no node.
-                result = run.keptFolder = _keep(result, Path(workingFolder) / f"WeakTumourSeg {runId}")
-            try:
-                run.nodes = _import(result, runId, inputs, movingToWorld, exported)
-            except BaseException:
-                if run.keptFolder is not None:
-                    remove_tree(run.keptFolder)
-                raise
+        def bring(result: Path) -> ResultNodes:
+            with scene_import.allOrNothing():
+                return assessment.take(_import(result, runId, inputs, movingToWorld, exported), result)
 
+        kept = workingFolder and Path(workingFolder) / f"WeakTumourSeg {runId}"
+        taking = _Taking(bring, kept or None)
         arguments = {
             "mr": str(exported.mr),
             "ct": str(exported.ct),
@@ -177,7 +193,7 @@ class RegistrationLogic:
             "registration_model": registrationModel or None,
             "segmentation_model": segmentationModel or None,
         }
-        return self._start("register", arguments, folder, take, onEvent, onFinished, wait)
+        return self._start("register", arguments, folder, taking, onEvent, onResult, onFinished, wait)
 
     def simulatePatient(
         self,
@@ -188,11 +204,9 @@ class RegistrationLogic:
     ) -> Run:
         """Make the sample data here: an MRI with its segmentation, and a CT that does not show the tumours."""
 
-        def take(run: Run, result: Path) -> None:
-            run.loaded = loadCase(result)
-
         arguments = {"seed": seed, "tumours_in_ct": "invisible"}
-        return self._start("simulate", arguments, self._newFolder(None), take, onEvent, onFinished, wait)
+        folder = self._newFolder(None)
+        return self._start("simulate", arguments, folder, _TakingCase(), onEvent, lambda run: None, onFinished, wait)
 
     def _newFolder(self, workingFolder: str | Path | None) -> Path:
         if self.run is not None and self.run.isRunning:
@@ -207,24 +221,98 @@ class RegistrationLogic:
                 )
             ) from error
 
-    def _start(self, operation, arguments, folder, take, onEvent, onFinished, wait) -> Run:
+    def _start(self, operation, arguments, folder, taking, onEvent, onResult, onFinished, wait) -> Run:
         run = Run()
+
+        def hear(event: Event) -> None:
+            isAnnounced = event["event"] == "result" and event.get("complete") is False
+            if isAnnounced and not run.nodes and not run._problem:
+                try:
+                    taking.takeAnnounced(run, Path(str(event.get("folder"))))
+                except Exception as error:  # nothing to show: the rest of the work is of no use
+                    run._problem = _sentence(error)
+                    run.cancel()
+                else:
+                    onResult(run)
+            onEvent(event)
 
         def finish(outcome: Outcome) -> None:
             run.state, run.message = outcome.state, outcome.message
-            if outcome.state == DONE:
+            wasThere = run.nodes is not None
+            if run._problem:
+                run.state, run.message = FAILED, run._problem
+            elif outcome.state == DONE:
                 try:
-                    take(run, outcome.folder)
+                    taking.take(run, outcome)
                 except Exception as error:
                     run.state, run.nodes, run.keptFolder, run.message = FAILED, None, None, _sentence(error)
+            if run.nodes is not None and not wasThere:
+                onResult(run)
             onFinished(run)
 
         self.run = run
-        run._worker = WorkerRun(operation, arguments, folder, finish, onEvent, self.workerCommand)
+        run._worker = WorkerRun(operation, arguments, folder, finish, hear, self.workerCommand)
         if wait:
             return run.wait()
         run._worker.start(self.ticker)
         return run
+
+
+class _TakingCase:
+    """Brings a simulated patient into the scene."""
+
+    def take(self, run: Run, outcome: Outcome) -> None:
+        run.loaded, run.complete = loadCase(outcome.folder), True
+
+
+class _Taking:
+    """Brings a registration into the scene: as a whole at its end, or first the result and its assessment later.
+
+    bring: makes the nodes of a result folder, all or none. kept: where the folder goes in the end; None: nowhere.
+    """
+
+    def __init__(self, bring: Callable[[Path], ResultNodes], kept: Path | None) -> None:
+        self._bring, self._kept = bring, kept
+
+    def takeAnnounced(self, run: Run, result: Path) -> None:
+        """While the worker goes on writing into the folder."""
+        run.nodes = self._bring(result)
+
+    def take(self, run: Run, outcome: Outcome) -> None:
+        if run.nodes is not None:
+            self._takeRest(run, outcome)
+            return
+        result = outcome.folder
+        if self._kept is not None:
+            # First, since moving may fail and must then leave no node.
+            result = run.keptFolder = _keep(result, self._kept)
+        try:
+            run.nodes, run.complete = self._bring(result), True
+        except BaseException:
+            if run.keptFolder is not None:
+                remove_tree(run.keptFolder)
+            raise
+
+    def _takeRest(self, run: Run, outcome: Outcome) -> None:
+        """The result has been in use for a while: whatever happens, it stays."""
+        segmentation = run.nodes.segmentation
+        isThere = slicer.mrmlScene.IsNodePresent(segmentation)
+        if isThere and outcome.complete:
+            try:
+                run.nodes = assessment.take(run.nodes, outcome.folder)
+            except Exception as error:
+                run.message = unassessed(_sentence(error))
+        run.complete = outcome.complete and not run.message
+        if isThere and not run.complete:
+            assessment.note(segmentation, run.message)
+        if not isThere:
+            run.message = _("The run's result was removed from the scene before its end.")
+        if self._kept is not None:
+            try:
+                run.keptFolder = _keep(outcome.folder, self._kept)
+            except OSError as error:
+                kept = _("The result is in the scene, but its folder was not kept. {reason}")
+                run.message = " ".join([run.message, kept.format(reason=_writeFailure(error))]).strip()
 
 
 def temporaryFolder() -> Path:
@@ -237,6 +325,7 @@ def _import(result: Path, runId: str, inputs: RunInputs, movingToWorld: np.ndarr
     for node in (inputs.mr, inputs.ct):
         if not slicer.mrmlScene.IsNodePresent(node):
             raise InputError(_("The MRI or the CT was removed during the run; load it and run again."))
+    position_regions.removeOrphans()
     return scene_import.importResult(result, runId, inputs, movingToWorld, exported.labels)
 
 

@@ -24,7 +24,7 @@ class WeakTumourSegParameterNode:
     """Bound to the widgets of the .ui by their SlicerParameterName.
 
     registrationModel, segmentationModel: ids, empty for the default; segmentationModel "none": look for no liver.
-    result: the run whose tumours are shown.
+    result: the run whose tumours are shown. showPositionRegions: where each of them may lie, as outlines.
     """
 
     mrVolume: vtkMRMLScalarVolumeNode
@@ -40,3 +40,4 @@ class WeakTumourSegParameterNode:
     registrationModel: str = ""
     segmentationModel: str = ""
     result: vtkMRMLSegmentationNode
+    showPositionRegions: bool = True

@@ -13,7 +13,7 @@ from slicer.util import VTKObservationMixin
 
 from weaktumour.errors import InputError
 
-from . import review, roles, scene_import, training_export, tumour_table
+from . import position_regions, review, scene_import, training_export, tumour_table
 from .logic import temporaryFolder
 from .roles_panel import fitHeight
 
@@ -45,6 +45,7 @@ class ResultPanel(VTKObservationMixin):
         ui.beforeButton.connect("toggled(bool)", self._onBefore)
         ui.checkerboardButton.connect("toggled(bool)", self._onCheckerboard)
         ui.outlineCheckBox.connect("toggled(bool)", self._onOutline)
+        ui.regionsCheckBox.connect("toggled(bool)", lambda checked: self._showRegions())
         ui.showRegisteredButton.connect("clicked(bool)", self._onShowRegistered)
         ui.saveForTrainingButton.connect("clicked(bool)", self._onSaveForTraining)
         ui.reportButton.connect("clicked(bool)", self._onReport)
@@ -124,6 +125,7 @@ class ResultPanel(VTKObservationMixin):
                 item = qt.QTableWidgetItem(text)
                 item.setToolTip(tumour_table.tooltip(row))
                 table.setItem(index, column, item)
+            _explainVerdict(table.item(index, tumour_table.VERDICT_COLUMN), row)
         table.blockSignals(False)
         for column in tumour_table.COLUMNS_OF_UNCERTAINTY:
             unknown = all(tumour_table.cells(row)[column] == tumour_table.UNKNOWN for row in self._rows)
@@ -145,6 +147,7 @@ class ResultPanel(VTKObservationMixin):
         ):
             widget.enabled = hasResult
         self.ui.tumourTable.visible = hasResult
+        self._refreshRegions()
         if hasResult is not self._hadResult:  # between that, a section stays as the user opened or closed it
             self.ui.reviewSection.collapsed, self._hadResult = not hasResult, hasResult
         hasReport = bool(scene_import.reportOf(self._node))
@@ -157,18 +160,38 @@ class ResultPanel(VTKObservationMixin):
             else _("A run brings a report.")
         )
 
+    def _refreshRegions(self) -> None:
+        hasRegions = self._node is not None and scene_import.resultOf(self._node).regions is not None
+        self.ui.regionsCheckBox.enabled = hasRegions
+        self.ui.regionsCheckBox.toolTip = (
+            _(
+                "Outlines of all points within p95 of each tumour as the run computed it: where it may lie. Hidden for "
+                "a tumour that was edited by hand, since they belong to the computed place. They are no part of the "
+                "result, of cases for training or of a DICOM export."
+            )
+            if hasRegions
+            else _("No tumour of this result has one: they come with the uncertainty, see Advanced.")
+        )
+        self._showRegions()
+
+    def _showRegions(self) -> None:
+        """Those of this result, while that is what the views show."""
+        if self._node is not None:
+            shown = self.ui.regionsCheckBox.checked and not self.ui.beforeButton.checked
+            position_regions.show(self._node, shown)
+
     def _verdictText(self) -> str:
         if self._node is None:
             return _("No result yet.")
         content = tumour_table.resultContent(self._node)
         run = content.get("run", {})
-        sentences = [*run.get("reasons", []), *content.get("warnings", [])]
+        sentences = [*run.get("reasons", []), *content.get("warnings", []), content.get("assessment", "")]
         sentences += [warning for row in self._rows if not row.edited for warning in row.warnings]
         if run.get("verdict") == "check_alignment":
             sentences.insert(0, _("Check the alignment before you use this result."))
         if not self._rows:
             sentences.append(_("The result holds no tumour."))
-        return "\n".join(dict.fromkeys(sentences))
+        return "\n".join(sentence for sentence in dict.fromkeys(sentences) if sentence)
 
     def _onSegmentsChanged(self, caller: Any, event: Any) -> None:
         self.refresh()
@@ -184,9 +207,8 @@ class ResultPanel(VTKObservationMixin):
     def measureEdits(self) -> None:
         """Compare every tumour with what the run put there, and measure those that differ."""
         self._editTimer.stop()
-        for segmentId, segment in roles.segmentsOf(self._node) if self._node is not None else ():
-            if roles.roleInResult(segment) == roles.TUMOUR:
-                tumour_table.updateEdited(self._node, segmentId)
+        if self._node is not None:
+            tumour_table.updateAllEdited(self._node)
         self.refresh()
 
     # -- views ------------------------------------------------------------------------------------------------------
@@ -227,6 +249,7 @@ class ResultPanel(VTKObservationMixin):
         """The CT with the MRI over it and the segmentation that belongs to it, as slider and before/after say."""
         if self._blend():
             review.showSegmentation(scene_import.resultOf(self._node), not self.ui.beforeButton.checked)
+            self._showRegions()
 
     def _blend(self) -> bool:
         """The images alone; whether there are any."""
@@ -257,6 +280,7 @@ class ResultPanel(VTKObservationMixin):
             _setQuietly(self.ui.beforeButton, False)
             with slicer.util.tryWithErrorDisplay(_("The checkerboard cannot be shown."), waitCursor=True):
                 review.showCheckerboard(result)
+            self._showRegions()
         else:
             review.removeCheckerboard()
             self.showImages()
@@ -279,6 +303,7 @@ class ResultPanel(VTKObservationMixin):
                 self.ui.blendSlider.value = 0.5
             review.showOverCT(result, shown, self.ui.blendSlider.value)
             review.showSegmentation(result, True)
+            self._showRegions()
 
     # -- keys -------------------------------------------------------------------------------------------------------
     def installShortcuts(self) -> None:
@@ -332,6 +357,15 @@ class ResultPanel(VTKObservationMixin):
             return None
         slicer.util.showStatusMessage(_("Saved as {folder}.").format(folder=case), 5000)
         return case
+
+
+def _explainVerdict(item: qt.QTableWidgetItem, row: tumour_table.TumourRow) -> None:
+    item.setToolTip(tumour_table.verdictToolTip(row))
+    colours = tumour_table.VERDICT_COLOURS.get(row.verdict)
+    if colours is not None:
+        background, text = (qt.QBrush(qt.QColor(colour)) for colour in colours)
+        item.setBackground(background)
+        item.setForeground(text)
 
 
 def _setQuietly(button: qt.QAbstractButton, checked: bool) -> None:

@@ -8,7 +8,7 @@ to world points of the MRI as they stood at the run. Nothing that was in the sce
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,22 +32,27 @@ if TYPE_CHECKING:
 RUN_ATTRIBUTE = "WeakTumourSeg.Run"
 KIND_ATTRIBUTE = "WeakTumourSeg.Kind"
 MOVING_TO_WORLD_ATTRIBUTE = "WeakTumourSeg.MovingToWorld"
+NUMBER_ATTRIBUTE = "WeakTumourSeg.Number"  # of the run, as it stands in the names of its nodes
 SOURCES_ATTRIBUTE = "WeakTumourSeg.Sources"  # {value in the label maps: id of the segment on the MRI}
 LABEL_TAG, RESULT_ATTRIBUTE = tumour_table.LABEL_TAG, tumour_table.RESULT_ATTRIBUTE
 SEGMENTATION, TRANSFORM, REGISTERED_MR, SHOWN = "segmentation", "transform", "registeredMR", "shown"
-FOUND_ON_MR, REPORT = "foundOnMR", "report"
+FOUND_ON_MR, REPORT, PROBABILITY, REGIONS = "foundOnMR", "report", "probability", "regions"
 FIXED_ROLE, MOVING_ROLE, MOVING_SEGMENTATION_ROLE = "spatialFixed", "spatialMoving", "weakTumourSegMRSegmentation"
 _SAME_PLACE_MM = 0.01
 
 
 @dataclass(frozen=True)
 class ResultNodes:
-    """What one run left in the scene. registeredMR may be missing where a user deleted it."""
+    """What one run left in the scene. What a user deleted is None; so are probability and regions (see
+    `assessment`, `position_regions`) where no tumour was assessed.
+    """
 
     runId: str
     segmentation: slicer.vtkMRMLSegmentationNode
     transform: slicer.vtkMRMLTransformNode | None
     registeredMR: slicer.vtkMRMLScalarVolumeNode | None
+    probability: slicer.vtkMRMLScalarVolumeNode | None = None
+    regions: slicer.vtkMRMLSegmentationNode | None = None
 
 
 # -- results to nodes -----------------------------------------------------------------------------------------------
@@ -59,29 +64,30 @@ def importResult(
     movingToWorld: nodeToWorld of the MRI at the time of the run. labels: what was exported; colours and terminology
     are taken from there where a value is in it. Raises InputError where the folder does not fit the CT.
     """
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = readResult(folder)
     suffix = _number(runId)
     with allOrNothing() as add:
         segmentation = add(
             "vtkMRMLSegmentationNode",
             _("{ct} liver and tumours {run}").format(ct=inputs.ct.GetName(), run=suffix),
-            _ofRun(runId, SEGMENTATION),
+            ofRun(runId, SEGMENTATION),
         )
         _fillSegmentation(segmentation, folder, "ct_labels.nii.gz", inputs.ct, labels)
         sources = {label.value: label.segmentId for label in labels}
-        segmentation.SetAttribute(RESULT_ATTRIBUTE, json.dumps(_kept(result)))
+        segmentation.SetAttribute(NUMBER_ATTRIBUTE, suffix)
+        keepContent(segmentation, result)
         tumour_table.markComputed(segmentation)
         transform = add(
             "vtkMRMLTransformNode",
             _("{ct} to {mr} {run}").format(ct=inputs.ct.GetName(), mr=inputs.mr.GetName(), run=suffix),
-            _ofRun(runId, TRANSFORM),
+            ofRun(runId, TRANSFORM),
         )
         readTransform(folder / "transform.h5", transform)
         transform.SetAttribute(MOVING_TO_WORLD_ATTRIBUTE, json.dumps(np.asarray(movingToWorld).tolist()))
         registered = add(
             "vtkMRMLScalarVolumeNode",
             _("{mr} registered {run}").format(mr=inputs.mr.GetName(), run=suffix),
-            _ofRun(runId, REGISTERED_MR),
+            ofRun(runId, REGISTERED_MR),
         )
         _fillRegisteredMR(registered, folder / "mr_on_ct.nii.gz", inputs)
         mrSegmentation = inputs.mrSegmentation
@@ -89,7 +95,7 @@ def importResult(
             mrSegmentation = add(
                 "vtkMRMLSegmentationNode",
                 _("{mr} liver and tumours found {run}").format(mr=inputs.mr.GetName(), run=suffix),
-                _ofRun(runId, FOUND_ON_MR),
+                ofRun(runId, FOUND_ON_MR),
             )
             _fillSegmentation(mrSegmentation, folder, "mr_labels.nii.gz", inputs.mr, labels)
             placeBeside(mrSegmentation, inputs.mr)
@@ -97,7 +103,7 @@ def importResult(
             sources = {int(roles.segmentTag(segment, LABEL_TAG)): segmentId for segmentId, segment in found}
         # Not by order: the user may delete, add and move segments of the MRI later.
         segmentation.SetAttribute(SOURCES_ATTRIBUTE, json.dumps(sources))
-        _keepReport(folder / "report.html", runId, suffix, inputs.ct, add)
+        keepReport(folder / "report.html", runId, suffix, inputs.ct, add)
         for node in (segmentation, transform, registered):
             _tieToInputs(node, inputs, mrSegmentation)
             placeBeside(node, inputs.ct)
@@ -106,13 +112,18 @@ def importResult(
 
 def _number(runId: str) -> str:
     """The run's number in the names of its nodes: one more than there are runs in the scene."""
-    runs = {node.GetAttribute(RUN_ATTRIBUTE) for node in _nodesOfKind(SEGMENTATION)} - {runId}
+    runs = {node.GetAttribute(RUN_ATTRIBUTE) for node in nodesOfKind(SEGMENTATION)} - {runId}
     return f"({len(runs) + 1})"
 
 
-def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
+def readResult(folder: Path) -> dict[str, Any]:
+    """result.json of a result folder."""
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def keepContent(segmentation: slicer.vtkMRMLSegmentationNode, result: Mapping[str, Any]) -> None:
     """Of result.json, what the table and the messages show; the rest stays in the file."""
-    return {
+    kept = {
         "tumours": result["tumours"],
         "run": result["run"],
         "warnings": result["warnings"],
@@ -120,23 +131,31 @@ def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
         "settings": {name: result["settings"].get(name) for name in ("preset", "device", "seed", "stages")},
         "timings_s": {"total": result["timings_s"].get("total")},
     }
+    segmentation.SetAttribute(RESULT_ATTRIBUTE, json.dumps(kept))
 
 
 @contextmanager
 def allOrNothing() -> Iterator[Any]:
-    """Yields add(className, name, attributes) -> node; when the block raises, all nodes that it added are taken out.
+    """Yields add(className, name, attributes, fill) -> node; when the block raises, all nodes that it added are taken
+    out.
 
-    Attributes are there before the scene says that the node is: selectors go by them.
+    Attributes, and what fill(node) does, are there before the scene says that the node is: selectors go by them.
     """
     scene = slicer.mrmlScene
     before = {scene.GetNthNode(index).GetID() for index in range(scene.GetNumberOfNodes())}
 
-    def add(className: str, name: str, attributes: Mapping[str, str] | None = None) -> slicer.vtkMRMLNode:
+    def add(
+        className: str,
+        name: str,
+        attributes: Mapping[str, str] | None = None,
+        fill: Callable[[slicer.vtkMRMLNode], None] = lambda node: None,
+    ) -> slicer.vtkMRMLNode:
         node = scene.CreateNodeByClass(className)
         node.UnRegister(None)
         node.SetName(scene.GenerateUniqueName(name))
         for key, value in (attributes or {}).items():
             node.SetAttribute(key, value)
+        fill(node)
         return scene.AddNode(node)
 
     try:
@@ -149,7 +168,7 @@ def allOrNothing() -> Iterator[Any]:
         raise
 
 
-def _ofRun(runId: str, kind: str) -> dict[str, str]:
+def ofRun(runId: str, kind: str) -> dict[str, str]:
     return {RUN_ATTRIBUTE: runId, KIND_ATTRIBUTE: kind}
 
 
@@ -175,21 +194,26 @@ def placeBeside(node: slicer.vtkMRMLNode, other: slicer.vtkMRMLNode) -> None:
 
 
 # -- report ---------------------------------------------------------------------------------------------------------
-def _keepReport(path: Path, runId: str, suffix: str, ct: slicer.vtkMRMLScalarVolumeNode, add: Any) -> None:
-    """The run's page as a text in the scene, so that it is there wherever the scene is loaded."""
+def keepReport(path: Path, runId: str, suffix: str, beside: slicer.vtkMRMLNode, add: Any) -> None:
+    """The run's page as a text in the scene, so that it is there wherever the scene is loaded; a new page replaces the
+    run's former one.
+    """
     if not path.is_file():
         return
-    node = add("vtkMRMLTextNode", _("WeakTumourSeg report {run}").format(run=suffix), _ofRun(runId, REPORT))
+    nodes = nodesOfKind(REPORT, runId)
     # Not hidden: Slicer's save dialog leaves out what it does not list, and the user may want to delete it.
+    node = nodes[0] if nodes else None
+    if node is None:
+        node = add("vtkMRMLTextNode", _("WeakTumourSeg report {run}").format(run=suffix), ofRun(runId, REPORT))
+        placeBeside(node, beside)
     node.SetText(path.read_text(encoding="utf-8"))
-    placeBeside(node, ct)
 
 
 def reportOf(segmentationNode: slicer.vtkMRMLSegmentationNode | None) -> str:
     """The report's page (HTML) of the run that made a segmentation; empty where there is none."""
     if resultOf(segmentationNode) is None:
         return ""
-    nodes = _nodesOfKind(REPORT, segmentationNode.GetAttribute(RUN_ATTRIBUTE))
+    nodes = nodesOfKind(REPORT, segmentationNode.GetAttribute(RUN_ATTRIBUTE))
     return (nodes[0].GetText() or "") if nodes else ""
 
 
@@ -279,10 +303,7 @@ def _readOn(path: Path, volume: slicer.vtkMRMLScalarVolumeNode, samePlace: bool 
     """The voxels (k, j, i) of a file, which must be those of a volume; samePlace: and lie where that lies now."""
     import SimpleITK as sitk
 
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(_("The result's {file} cannot be read; run again.").format(file=path.name)) from error
+    image = readImage(path)
     size = geometry.sizeOf(volume)
     last = [count - 1 for count in size]
     if tuple(image.GetSize()) != size or (samePlace and not _samePlace(image, volume, [0, 0, 0], last)):
@@ -290,6 +311,16 @@ def _readOn(path: Path, volume: slicer.vtkMRMLScalarVolumeNode, samePlace: bool 
             _('The volume "{name}" was changed or moved during the run; run again.').format(name=volume.GetName())
         )
     return sitk.GetArrayFromImage(image)
+
+
+def readImage(path: Path) -> sitk.Image:
+    """An image of a result. Raises InputError where it cannot be read."""
+    import SimpleITK as sitk
+
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(_("The result's {file} cannot be read; run again.").format(file=path.name)) from error
 
 
 def _samePlace(image: sitk.Image, volume: slicer.vtkMRMLScalarVolumeNode, *corners: list[int]) -> bool:
@@ -382,7 +413,8 @@ def gridTransform(field: sitk.Image) -> slicer.vtkOrientedGridTransform:
 
 
 # -- what is in the scene -------------------------------------------------------------------------------------------
-def _nodesOfKind(kind: str, runId: str | None = None) -> list[slicer.vtkMRMLNode]:
+def nodesOfKind(kind: str, runId: str | None = None) -> list[slicer.vtkMRMLNode]:
+    """What runs left in the scene, of one run or of all."""
     scene = slicer.mrmlScene
     nodes = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())]
     return [
@@ -394,7 +426,7 @@ def _nodesOfKind(kind: str, runId: str | None = None) -> list[slicer.vtkMRMLNode
 
 def resultSegmentations() -> list[slicer.vtkMRMLSegmentationNode]:
     """The segmentations of all runs in the scene, oldest first."""
-    return _nodesOfKind(SEGMENTATION)
+    return nodesOfKind(SEGMENTATION)
 
 
 def resultOf(segmentationNode: slicer.vtkMRMLSegmentationNode | None) -> ResultNodes | None:
@@ -404,9 +436,11 @@ def resultOf(segmentationNode: slicer.vtkMRMLSegmentationNode | None) -> ResultN
     runId = segmentationNode.GetAttribute(RUN_ATTRIBUTE)
 
     def first(kind: str) -> Any:
-        return next(iter(_nodesOfKind(kind, runId)), None)
+        return next(iter(nodesOfKind(kind, runId)), None)
 
-    return ResultNodes(runId, segmentationNode, first(TRANSFORM), first(REGISTERED_MR))
+    return ResultNodes(
+        runId, segmentationNode, first(TRANSFORM), first(REGISTERED_MR), first(PROBABILITY), first(REGIONS)
+    )
 
 
 # -- show registered ------------------------------------------------------------------------------------------------
@@ -416,7 +450,7 @@ def showRegistered(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
     The copy lies under a copy of what stood above the MRI at the run, and that under the result transform. Called
     again, it returns the copy that is there.
     """
-    shown = [node for node in _nodesOfKind(SHOWN, result.runId) if node.IsA("vtkMRMLScalarVolumeNode")]
+    shown = [node for node in nodesOfKind(SHOWN, result.runId) if node.IsA("vtkMRMLScalarVolumeNode")]
     if shown:
         return shown[0]
     moving = result.segmentation.GetNodeReference(MOVING_ROLE)
@@ -424,7 +458,7 @@ def showRegistered(result: ResultNodes) -> slicer.vtkMRMLScalarVolumeNode:
         raise InputError(_("The MRI or the transform of this result is no longer in the scene."))
     movingToWorld = np.array(json.loads(result.transform.GetAttribute(MOVING_TO_WORLD_ATTRIBUTE)))
     with allOrNothing() as add:
-        tags = _ofRun(result.runId, SHOWN)
+        tags = ofRun(result.runId, SHOWN)
         parent = add("vtkMRMLTransformNode", _("{mr} at the run").format(mr=moving.GetName()), tags)
         parent.SetMatrixTransformToParent(geometry.arrayToMatrix(movingToWorld))
         parent.SetAndObserveTransformNodeID(result.transform.GetID())

@@ -8,6 +8,7 @@ every edit brings the computed verdict back.
 from __future__ import annotations
 
 import json
+import textwrap
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,6 +118,18 @@ def updateEdited(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: st
     return True
 
 
+def updateAllEdited(segmentationNode: slicer.vtkMRMLSegmentationNode) -> None:
+    """Compare every tumour with what the run put there, and measure those that differ."""
+    for segmentId, segment in roles.segmentsOf(segmentationNode):
+        if roles.roleInResult(segment) == roles.TUMOUR:
+            updateEdited(segmentationNode, segmentId)
+
+
+def isEdited(segment: slicer.vtkSegment) -> bool:
+    """Whether a tumour differed from what the run put there when that was last looked at."""
+    return segment.HasTag(_EDITED_TAG)
+
+
 def _edited(segmentationNode: slicer.vtkMRMLSegmentationNode, segmentId: str) -> dict[str, Any]:
     found = measure(segmentationNode, segmentId)
     return {"volume_mm3": found.volumeMm3, "diameter_mm": found.diameterMm, "centroid_ras_mm": found.centroidRAS}
@@ -206,8 +219,19 @@ def verdictText(verdict: str) -> str:
     }.get(verdict, verdict)
 
 
+# Background and text of the verdict, each pair readable by itself, whatever theme surrounds it; the words say the same.
+VERDICT_COLOURS = {
+    "localised": ("#1b5e20", "#ffffff"),
+    "approximate": ("#ffd54f", "#000000"),
+    "cannot_be_localised": ("#b71c1c", "#ffffff"),
+    "outside_ct": ("#4a148c", "#ffffff"),
+}
+
+
 UNKNOWN = "-"
 COLUMNS_OF_UNCERTAINTY = (3, 4)  # hidden while nothing is known
+VERDICT_COLUMN = 5
+_TOOLTIP_WIDTH = 90  # characters
 
 
 def columnTitles() -> list[str]:
@@ -226,9 +250,9 @@ def columnToolTips() -> list[str]:
         "",
         "",
         _("Of the sphere with this volume."),
-        _("The centre lies within these distances of the place shown in 50 and 95 of 100 cases."),
+        _("In 50 and 95 of 100 simulated cases like this, the centre lies within these distances of the place shown."),
         _("How well the CT shows the tumour: 0 not at all, 1 clearly."),
-        _("How far the place can be trusted."),
+        _("How far the place can be trusted; each cell says why."),
     ]
 
 
@@ -239,7 +263,7 @@ def cells(row: TumourRow) -> list[str]:
         row.name,
         _number(row.volumeMm3, 1, 1e-3),
         _number(row.diameterMm, 1),
-        uncertainty if row.p50Mm is not None else UNKNOWN,
+        uncertainty if (row.p50Mm, row.p95Mm) != (None, None) else UNKNOWN,
         _number(row.visibilityCT, 2),
         verdictText(row.verdict),
     ]
@@ -249,21 +273,75 @@ def tooltip(row: TumourRow) -> str:
     """What the run had computed, and its warnings."""
     if not row.computed:
         return _("Drawn by hand; no run computed it.")
+    computed = row.computed
     lines = [
         _("Computed: {verdict}, {volume} ml, diameter {diameter} mm.").format(
-            verdict=verdictText(row.computed.get("verdict", "not_assessed")),
-            volume=_number(row.computed.get("volume_mm3"), 1, 1e-3),
-            diameter=_number(row.computed.get("diameter_mm"), 1),
+            verdict=verdictText(computed.get("verdict", "not_assessed")),
+            volume=_number(computed.get("volume_mm3"), 1, 1e-3),
+            diameter=_number(computed.get("diameter_mm"), 1),
         )
     ]
-    p95 = row.computed.get("p95_mm")
-    if p95 is not None:
+    if computed.get("p95_mm") is not None:
         lines.append(
-            _("In 95 of 100 cases its centre lies within {distance} mm of the place shown.").format(
-                distance=_number(p95, 1)
+            _("p50 and p95 of its place as computed: {p50} and {p95} mm.").format(
+                p50=_number(computed.get("p50_mm"), 1), p95=_number(computed["p95_mm"], 1)
+            )
+        )
+    visibility = [computed.get(f"visibility_{modality}") for modality in ("mr", "ct")]
+    if visibility != [None, None]:
+        lines.append(
+            _("Visibility, 0 none to 1 clear: {mr} in the MRI, {ct} in the CT.").format(
+                mr=_number(visibility[0], 2), ct=_number(visibility[1], 2)
             )
         )
     return "\n".join([*lines, *row.warnings])
+
+
+def verdictToolTip(row: TumourRow) -> str:
+    """The verdict in words: the engine's reason for it, the figures, what the region means, what it is not for."""
+    lines = [
+        _meaning(row),
+        *_regionMeaning(row),
+        tooltip(row),
+        _("For research use only; not for diagnosis or treatment."),
+    ]
+    lines = "\n".join(lines).split("\n")
+    return "\n".join(textwrap.fill(line, _TOOLTIP_WIDTH) for line in lines)
+
+
+def _meaning(row: TumourRow) -> str:
+    if row.edited and not row.computed:
+        return _("Nothing is known of how far this place can be trusted.")
+    if row.edited:
+        return _("Edited by hand: what the run said of its place no longer holds.")
+    return row.computed.get("verdict_reason") or {
+        "localised": _("The place shown is close to the tumour's."),
+        "approximate": _("The tumour lies near the place shown; look for other signs of it and mind the margin."),
+        "cannot_be_localised": _("Neither image tells where the tumour is; the place shown may be far off."),
+        "outside_ct": _("The tumour lies outside the CT."),
+    }.get(
+        row.verdict,
+        _(
+            "How far this place can be trusted has not been assessed; for that, choose the uncertainty under Advanced "
+            "and let the run come to its end."
+        ),
+    )
+
+
+def _regionMeaning(row: TumourRow) -> list[str]:
+    verdict, p95 = row.computed.get("verdict"), row.computed.get("p95_mm")
+    if p95 is None:
+        return []
+    if verdict == "cannot_be_localised":
+        return [_("No 95 % position region is drawn: it would claim that the place is known.")]
+    if row.edited:
+        return [_("Its 95 % position region belongs to the computed place; it is hidden while the tumour differs.")]
+    return [
+        _(
+            "The outline round it, the 95 % position region, holds every point within {p95} mm of the computed tumour: "
+            "where it may lie if its centre is that far off."
+        ).format(p95=_number(p95, 1))
+    ]
 
 
 def _number(value: float | None, digits: int, factor: float = 1.0) -> str:

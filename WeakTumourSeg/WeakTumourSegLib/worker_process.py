@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,11 +52,16 @@ _FOLDER_PREFIX = "WeakTumourSeg-"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. state: done, cancelled or failed; message: a sentence where it failed; folder: the result."""
+    """How a run ended. state: done, cancelled or failed; message: a sentence where it failed; folder: the result.
+
+    complete: not where the worker was stopped, or failed, in a stage that adds to a result that it had announced; the
+    message says which.
+    """
 
     state: str
     message: str = ""
     folder: Path | None = None
+    complete: bool = True
 
 
 # -- the temporary folder -------------------------------------------------------------------------------------------
@@ -185,6 +191,9 @@ class WorkerRun:
 
     The run owns `folder` and removes it in every ending, after `finish(outcome)`, which is called exactly once and
     takes out of it what is to be kept. Nothing is called after that.
+
+    A result event with "complete": false announces a folder that is whole; the worker goes on adding to it. From when
+    `onEvent` has heard of it, the run ends as done, whatever becomes of the worker.
     """
 
     def __init__(
@@ -202,6 +211,8 @@ class WorkerRun:
         self._stopTicker: Callable[[], None] = lambda: None
         self._outcome: Outcome | None = None
         self._said: Outcome | None = None  # by the worker's own result or error
+        self._announced: Path | None = None  # a result that the worker goes on adding to
+        self._heard: deque[str] = deque()  # lines to be handled
         self._lastLines: list[str] = []
         self._process: LineProcess | None = None
         request = {
@@ -265,8 +276,12 @@ class WorkerRun:
         if self._outcome is not None:
             return
         code = self._process.exitCode() if self._process else -1
-        for line in self._process.lines() if self._process else ():
-            self._handle(line)
+        self._heard.extend(self._process.lines() if self._process else ())
+        # Who is told of a line may give the application its turn, and so come here again, or end the run.
+        while self._heard:
+            self._handle(self._heard.popleft())
+        if self._outcome is not None:
+            return
         if code is None:
             if self._cancelledAt is not None and time.monotonic() - self._cancelledAt > _GRACE_S:
                 self._process.kill()
@@ -275,7 +290,10 @@ class WorkerRun:
 
     def _handle(self, line: str) -> None:
         event = parseEvent(line)
-        if event["event"] == "result":
+        if event["event"] == "result" and event.get("complete") is False:
+            if self._cancelledAt is None:
+                self._announced = Path(str(event.get("folder")))
+        elif event["event"] == "result":
             self._said = Outcome(DONE, folder=Path(str(event.get("folder"))))
         elif event["event"] == "error":
             self._said = Outcome(FAILED, _errorSentence(str(event.get("message") or _("The worker failed."))))
@@ -285,6 +303,8 @@ class WorkerRun:
             self._onEvent(event)
 
     def _ending(self, code: int) -> Outcome:
+        if self._announced is not None:
+            return self._endingOfAnnounced(code)
         if self._cancelledAt is not None:
             return Outcome(CANCELLED)
         if self._said is not None and self._said.state == FAILED:
@@ -295,6 +315,18 @@ class WorkerRun:
             return Outcome(FAILED, _("The worker's result is missing; run again."))
         return Outcome(FAILED, _exitSentence(code, "\n".join(self._lastLines)))
 
+    def _endingOfAnnounced(self, code: int) -> Outcome:
+        """Of a run whose result is there and in use: done."""
+        if self._said is not None and self._said.state == DONE and code == 0:
+            return self._said
+        if self._cancelledAt is not None:
+            sentence = _("The assessment was stopped: how far the tumours can be trusted is not known.")
+        else:
+            failed = self._said is not None and self._said.state == FAILED
+            reason = self._said.message if failed else _exitSentence(code, "\n".join(self._lastLines))
+            sentence = unassessed(reason)
+        return Outcome(DONE, sentence, self._announced, complete=False)
+
     def _finish(self, outcome: Outcome) -> None:
         self._stopTicker()
         self._outcome = outcome
@@ -302,6 +334,13 @@ class WorkerRun:
             self._onFinished(outcome)
         finally:
             remove_tree(self._folder)
+
+
+def unassessed(reason: str) -> str:
+    """reason: a sentence."""
+    return _("The result can be used, but how far its tumours can be trusted could not be assessed. {reason}").format(
+        reason=reason
+    )
 
 
 def parseEvent(line: str) -> Event:
