@@ -148,7 +148,9 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
     with open_workspace(arguments.out, arguments.overwrite) as folder:
         with monitor.stage("read"):
             inputs = read_inputs(arguments, monitor)
-        inputs, registration = register(inputs, networks, preset, stages, device, arguments.seed, monitor)
+        with monitor.stage("segmentation"):
+            inputs = find_livers(inputs, networks.segmentation, device, monitor)
+        registration = register(inputs, networks, stages, preset, seed=arguments.seed, device=device, monitor=monitor)
         transform = in_world(registration.transform, inputs)
         with monitor.stage("propagation"):
             labels = propagate_labels(inputs.labels, transform, inputs.ct.grid, monitor)
@@ -171,31 +173,6 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
                 write_report(folder / "report.html", replace(shown, probability=likely))
             _write_result(folder, content, monitor)
     return Path(arguments.out)
-
-
-def register(
-    inputs: Inputs,
-    networks: Networks,
-    preset: Preset,
-    stages: tuple[str, ...],
-    device: torch.device,
-    seed: int,
-    monitor: Monitor,
-) -> tuple[Inputs, Registered]:
-    """Livers that nobody drew, alignment, prediction, refinement. Returns the completed inputs as well.
-
-    Raises InputError, DeviceError, Cancelled.
-    """
-    with monitor.stage("segmentation"):
-        inputs = find_livers(inputs, networks.segmentation, device, monitor)
-    with monitor.stage("alignment"):
-        registration = _align(inputs, stages, seed, monitor)
-    with monitor.stage("mscgunet"):
-        registration = _predict(registration, networks.registration, device, monitor)
-    with monitor.stage("refinement"):
-        registration = _refine(inputs, registration, stages, preset, device, monitor)
-        registration = _follow_visible(inputs, registration, stages, monitor)
-    return inputs, registration
 
 
 # -- inputs -------------------------------------------------------------------------------------------------------
@@ -438,6 +415,27 @@ def _scans(inputs: Inputs, spacing_mm: float) -> tuple[Scan, Scan]:
         prepare_ct(inputs.ct, spacing_mm, inputs.ct_liver, known),
         prepare_mr(inputs.mr, spacing_mm, inputs.labels.whole_liver(), lesions),
     )
+
+
+def register(
+    inputs: Inputs,
+    networks: Networks,
+    stages: tuple[str, ...],
+    preset: Preset,
+    *,
+    seed: int = 0,
+    device: torch.device,
+    monitor: Monitor,
+) -> Registered:
+    """The registration of inputs whose livers are settled (see `find_livers`). Raises InputError, DeviceError, Cancelled."""
+    with monitor.stage("alignment"):
+        registration = _align(inputs, stages, seed, monitor)
+    with monitor.stage("mscgunet"):
+        model = networks.registration if "mscgunet" in stages else None
+        registration = _predict(registration, model, device, monitor)
+    with monitor.stage("refinement"):
+        registration = _refine(inputs, registration, stages, preset, device, monitor)
+        return _follow_visible(inputs, registration, stages, monitor)
 
 
 def _align(inputs: Inputs, stages: tuple[str, ...], seed: int, monitor: Monitor) -> Registered:

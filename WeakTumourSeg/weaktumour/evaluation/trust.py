@@ -17,7 +17,17 @@ from ..deformation import Affine
 from ..errors import InputError
 from ..labels import LIVER, TUMOUR, Label, LabelMap
 from ..models import find
-from ..pipeline import PRESETS, STAGES, Inputs, Measured, Networks, Registered, measure_uncertainty, register
+from ..pipeline import (
+    PRESETS,
+    STAGES,
+    Inputs,
+    Measured,
+    Networks,
+    Registered,
+    find_livers,
+    measure_uncertainty,
+    register,
+)
 from ..progress import Monitor
 from ..quality import Visibility, judge_run, visibility
 from ..simulation import simulate_from_ct, simulate_patient
@@ -115,10 +125,9 @@ def measure(pair: Pair, preset: str = "balanced", seed: int = 0) -> Row:
     device, monitor = torch.device("cpu"), Monitor()
     begun = time.monotonic()
     try:
-        inputs, registration = register(
-            Inputs(case.mr, case.ct, labels, None, Affine.identity()), networks, PRESETS[preset], STAGES, device, seed,
-            monitor,
-        )  # fmt: skip
+        inputs = Inputs(case.mr, case.ct, labels, None, Affine.identity())
+        inputs = find_livers(inputs, networks.segmentation, device, monitor)
+        registration = register(inputs, networks, STAGES, PRESETS[preset], seed=seed, device=device, monitor=monitor)
     except InputError as error:
         return row | {"refused": str(error)}
     registered = time.monotonic()
