@@ -427,7 +427,7 @@ def register(
     device: torch.device,
     monitor: Monitor,
 ) -> Registered:
-    """The registration of inputs whose livers are settled (see `find_livers`). Raises InputError, DeviceError, Cancelled."""
+    """Of inputs whose livers are settled (see `find_livers`). Raises InputError, DeviceError, Cancelled."""
     with monitor.stage("alignment"):
         registration = _align(inputs, stages, seed, monitor)
     with monitor.stage("mscgunet"):
