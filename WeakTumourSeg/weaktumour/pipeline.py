@@ -397,6 +397,23 @@ def _scans(inputs: Inputs, spacing_mm: float) -> tuple[Scan, Scan]:
     )
 
 
+def register(
+    inputs: Inputs,
+    networks: Networks,
+    stages: tuple[str, ...],
+    preset: Preset,
+    *,
+    seed: int = 0,
+    device: torch.device,
+    monitor: Monitor,
+) -> Registered:
+    """One registration of inputs whose livers are settled (see `find_livers`), for those who want no result folder."""
+    registration = _align(inputs, stages, seed, monitor)
+    registration = _predict(registration, networks.registration if "mscgunet" in stages else None, device, monitor)
+    registration = _refine(inputs, registration, stages, preset, device, monitor)
+    return _follow_visible(inputs, registration, stages, monitor)
+
+
 def _align(inputs: Inputs, stages: tuple[str, ...], seed: int, monitor: Monitor) -> Registered:
     inputs = inputs.in_ct_frame()
     fixed, moving = _scans(inputs, ALIGNMENT_SPACING_MM)
