@@ -87,6 +87,9 @@ def main() -> None:
             "label_maps": [{"map": name, "seed": 911_000 + i} for i, name in enumerate(tuned_on)],
             "real_ct": [],
         },
+        # The cohort of weak_supervision.py, which trains and tests on it by cross-validation: fold k holds out every
+        # fourth patient from the k-th on. Nothing else learns from these, or is tuned on them.
+        "weak_supervision": {"phantoms": list(range(940_000, 940_024)), "folds": 4},
     }
     text = json.dumps(content, indent=1) + "\n"
     kept = Path(__file__).with_name("splits.json")
