@@ -86,6 +86,24 @@ def stretch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def segment_ct(network: nn.Module, ct: Volume, shape: tuple[int, int, int]) -> Volume:
     """uint8 classes on the CT's own grid: the one use of a CT, after training."""
     found = network(torch.from_numpy(ct_input(ct, shape))[None, None]).argmax(1)[0].numpy().astype(np.uint8)
+    return _on_ct(found, ct)
+
+
+@torch.no_grad()
+def propagate(network: nn.Module, case: Case, shape: tuple[int, int, int]) -> Volume:
+    """The MRI's labels on the CT's own grid as the published MSCGUNet carries them; each where its share is most."""
+    ct, mr = ct_input(case.ct, shape), stretch(_to_unit(_array(case.mr).astype(np.float32)), shape)
+    images = [torch.from_numpy(image)[None, None] for image in (ct, mr)]
+    labels = torch.from_numpy(stretch(_array(case.mr_labels), shape).astype(np.int64))
+    shares = F.one_hot(labels).permute(3, 0, 1, 2)[None].float()
+    moved = warp(shares, network(*images).displacement.float(), padding="zeros")
+    # What comes from beyond the MRI is background.
+    moved[:, 0] += 1 - moved.sum(1)
+    return _on_ct(moved.argmax(1)[0].numpy().astype(np.uint8), case.ct)
+
+
+def _on_ct(found: np.ndarray, ct: Volume) -> Volume:
+    """A stretched label map back on the CT's grid."""
     straight = ct.along_patient_axes()
     back = Volume(stretch(found, straight.array.shape), straight.grid).to_image()
     identity, nearest = sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor
