@@ -76,7 +76,7 @@ SMOKE = {
     "rounds": 1,
     **{stage: {"steps": 2, "warm_up": 0} for stage in STAGES},
     "segmenting": {"voxels": 8000},
-    "labelling": {"stages": "refinement", "members": 1},
+    "labelling": {"stages": "mscgunet", "members": 1},
     "published": {"shape": [16, 32, 32], "network": {"widths": [4, 8], "norm": "batch"}},
 }
 _FOUND = 0.2  # share of a tumour that has to be covered

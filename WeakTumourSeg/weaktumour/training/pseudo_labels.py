@@ -69,7 +69,7 @@ def make_pseudo_labels(
     grid = grid or case.ct.grid
     labels = labels_of(case)
     inputs = pipeline.Inputs(case.mr, case.ct, labels, ct_liver, initial or Affine.identity())
-    stages = tuple(stage.strip() for stage in settings.stages.split(","))
+    stages = tuple(stage.strip() for stage in settings.stages.split(",") if stage.strip())
     preset = pipeline.PRESETS[settings.preset]
 
     def registered(inputs: pipeline.Inputs, stages: tuple[str, ...]) -> tuple[pipeline.Registered, DisplacementField]:

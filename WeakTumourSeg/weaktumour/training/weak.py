@@ -26,17 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from torch import nn
 
 from .. import __version__, models, pipeline
+from ..cases import Case
 from ..deformation import Affine
 from ..errors import InputError, ModelError
 from ..models import ModelEntry, save_weights
 from ..networks import build
 from ..progress import Monitor
 from ..registration.preparation import signed_distance
-from ..volumes import Volume, read_volume, write_volume
+from ..volumes import Grid, Volume, write_volume
 from . import loop, published
 from .cohort import Member, labels_of
 from .config import Optimisation, RegistrationConfig, SegmentationConfig, read_config, write_config, write_text
@@ -68,8 +70,10 @@ def run_weak(mode: str, config: WeakConfig, out: Path, members: Sequence[Member]
     if mode not in MODES:
         raise InputError(f'--mode: "{mode}" is not known; choose one of {", ".join(MODES)}.')
     _check_settings(config)
-    _begin_folder(mode, config, out, members)
-    run = _Run(config, out, members, _Processes(config))
+    cohort = _check_folder(mode, config, out, members)
+    processes = _Processes(config)
+    processes.once(lambda: _note(config, cohort, out))
+    run = _Run(mode, config, out, members, processes)
     steps = {"pretrain": run.pretrain, "sequential": run.sequential, "unified": run.unified, "published": run.published}
     return steps[mode]()
 
@@ -80,8 +84,11 @@ def _check_settings(config: WeakConfig) -> None:
     pipeline._check_settings(arguments)
 
 
-def _begin_folder(mode: str, config: WeakConfig, out: Path, members: Sequence[Member]) -> None:
-    """Note what the run is, or check that it is the same one. Every process finds out by itself."""
+def _check_folder(mode: str, config: WeakConfig, out: Path, members: Sequence[Member]) -> dict[str, Any]:
+    """What the run is, for cohort.json, where the folder is new or holds the same run.
+
+    Every process finds out by itself, before it waits for others.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out} is a file; name a folder.")
     try:
@@ -92,16 +99,19 @@ def _begin_folder(mode: str, config: WeakConfig, out: Path, members: Sequence[Me
         "mode": mode,
         "cases": {m.name: "held out" if m.held_out else "corrected" if m.corrected else "learnt" for m in members},
     }
-    kept = {name: out / f"{name}.json" for name in ("config", "cohort")}
-    if kept["cohort"].exists() and kept["config"].exists():
-        former = json.loads(kept["cohort"].read_text(encoding="utf-8"))
-        if former != cohort or _what_matters(read_config(kept["config"], WeakConfig)) != _what_matters(config):
+    if (out / "cohort.json").exists():  # written last
+        former = json.loads((out / "cohort.json").read_text(encoding="utf-8"))
+        if former != cohort or _what_matters(read_config(out / "config.json", WeakConfig)) != _what_matters(config):
             raise InputError(
                 f"Training: {out} holds a run with other settings or another cohort (see its config.json and "
                 "cohort.json); choose another --out folder."
             )
-    write_config(kept["config"], config)
-    write_text(kept["cohort"], json.dumps(cohort, indent=2) + "\n")
+    return cohort
+
+
+def _note(config: WeakConfig, cohort: dict[str, Any], out: Path) -> None:
+    write_config(out / "config.json", config)
+    write_text(out / "cohort.json", json.dumps(cohort, indent=2) + "\n")
 
 
 def _what_matters(config: WeakConfig) -> dict[str, Any]:
@@ -245,8 +255,10 @@ def _named(entry: ModelEntry | None) -> dict[str, Any] | None:
 
 # -- a run ----------------------------------------------------------------------------------------------------------
 class _Run:
-    def __init__(self, config: WeakConfig, out: Path, members: Sequence[Member], processes: _Processes) -> None:
-        self.config, self.out, self.processes = config, out, processes
+    def __init__(
+        self, mode: str, config: WeakConfig, out: Path, members: Sequence[Member], processes: _Processes
+    ) -> None:
+        self.mode, self.config, self.out, self.processes = mode, config, out, processes
         self.members = list(members)
         self.learnt = [member for member in members if not member.held_out]
 
@@ -254,16 +266,11 @@ class _Run:
     def pretrain(self) -> list[Path]:
         unet = self._first_unet()
         self._prepare(unet.spacing_mm, self.config.registration_spacing_mm)
-        unet = self._pretrained(unet)
+        self._pretrained(unet)
         return self._final({"segmentation": self.out / "round-0" / "segmentation.pt"})
 
     def sequential(self) -> list[Path]:
-        unet, mscgunet = self._first_unet(), self._first_mscgunet()
-        self._prepare(unet.spacing_mm, mscgunet.spacing_mm)
-        if self.config.start_segmentation is None:
-            unet = self._pretrained(unet)
-        self._write_model(self.out / "round-0" / "segmentation.pt", unet, 0, 0)
-        self._write_model(self.out / "round-0" / "registration.pt", mscgunet, 0, 0)
+        unet, mscgunet = self._beginning()
         for number in range(1, self.config.rounds + 1):
             folder = self.out / f"round-{number}"
             self._find_pairs(folder, self.out / f"round-{number - 1}" / "segmentation.pt")
@@ -274,12 +281,7 @@ class _Run:
         return self._final({name: folder / f"{name}.pt" for name in ("segmentation", "registration")})
 
     def unified(self) -> list[Path]:
-        unet, mscgunet = self._first_unet(), self._first_mscgunet()
-        self._prepare(unet.spacing_mm, mscgunet.spacing_mm)
-        if self.config.start_segmentation is None:
-            unet = self._pretrained(unet)
-        self._write_model(self.out / "round-0" / "segmentation.pt", unet, 0, 0)
-        self._write_model(self.out / "round-0" / "registration.pt", mscgunet, 0, 0)
+        unet, mscgunet = self._beginning()
         folder = self.out / "round-1"
         self._find_pairs(folder, self.out / "round-0" / "segmentation.pt")
         self._label(folder, self.out / "round-0" / "registration.pt")
@@ -331,6 +333,18 @@ class _Run:
             self._write_model(folder / f"{name}.pt", model, 1, c.published_joint.steps)
         return self._final({name: folder / f"{name}.pt" for name in ("segmentation", "registration")})
 
+    def _beginning(self) -> tuple[Model, Model]:
+        """round-0: both networks as they start; a UNet without a start learns from the MRIs' labels first."""
+        unet, mscgunet = self._first_unet(), self._first_mscgunet()
+        self._prepare(unet.spacing_mm, mscgunet.spacing_mm)
+        folder = self.out / "round-0"
+        if self.config.start_segmentation is None:
+            unet = self._pretrained(unet)
+        else:
+            self._write_model(folder / "segmentation.pt", unet, 0, 0)
+        self._write_model(folder / "registration.pt", mscgunet, 0, 0)
+        return unet, mscgunet
+
     # -- what the modes are made of -----------------------------------------------------------------------------
     def _first_unet(self) -> Model:
         return first_unet(self.config, self._start("segmentation", self.config.start_segmentation))
@@ -375,8 +389,7 @@ class _Run:
     def _find_pairs(self, folder: Path, unet: Path) -> None:
         """The newest UNet's liver on each CT, and the alignment that it leads to."""
         entry = models.entry_of(unet)
-        stages = tuple(stage.strip() for stage in self.config.labelling.stages.split(","))
-        only = ("alignment",) if "alignment" in stages else ()
+        only = tuple(stage for stage in _stages_of(self.config.labelling.stages) if stage == "alignment")
 
         def pair(member: Member) -> bool:
             path = folder / "pairs" / f"{member.name}.npz"
@@ -424,11 +437,13 @@ class _Run:
         if member.corrected:
             write_labels(folder, member.name, prepared.truth, (2,), np.ones(grid.shape, np.float32), grid, "corrected")
             return
-        frame = prepared.frame
+        frame, settings = prepared.frame, self.config.labelling
+        # The alignment is known.
+        stages = [stage for stage in _stages_of(settings.stages) if stage != "alignment"]
         made = make_pseudo_labels(
             member.read(),
             networks,
-            self.config.labelling,
+            replace(settings, stages=",".join(stages)),
             grid=grid,
             initial=Affine(frame @ pair.alignment @ np.linalg.inv(frame)),
             ct_liver=None if pair.ct_liver is None else Volume(pair.ct_liver, grid),
@@ -526,7 +541,7 @@ class _Run:
             "licence": licence,
             "training": {
                 "software_version": __version__,
-                "mode": json.loads((self.out / "cohort.json").read_text(encoding="utf-8"))["mode"],
+                "mode": self.mode,
                 "round": number,
                 "steps": steps,
                 "cases": len(self.learnt),
@@ -557,7 +572,11 @@ class _Run:
         return [self.out / f"{name}.pt" for name in made] if self.processes.first else []
 
 
-def find_pair(case: Any, prepared: Prepared, unet: ModelEntry, stages: tuple[str, ...], device: torch.device) -> Pair:
+def _stages_of(text: str) -> list[str]:
+    return [stage.strip() for stage in text.split(",") if stage.strip()]
+
+
+def find_pair(case: Case, prepared: Prepared, unet: ModelEntry, stages: tuple[str, ...], device: torch.device) -> Pair:
     """The CT's liver by a UNet, and the alignment. Raises InputError."""
     monitor = Monitor()
     inputs = pipeline.Inputs(case.mr, case.ct, labels_of(case), None, Affine.identity())
@@ -574,7 +593,7 @@ def find_pair(case: Any, prepared: Prepared, unet: ModelEntry, stages: tuple[str
 
 # -- pseudo-labels as files -----------------------------------------------------------------------------------------
 def write_labels(
-    folder: Path, name: str, labels: np.ndarray, shown: tuple[int, ...], confidence: np.ndarray, grid: Any, source: str
+    folder: Path, name: str, labels: np.ndarray, shown: tuple[int, ...], confidence: np.ndarray, grid: Grid, source: str
 ) -> None:
     """NAME.nii.gz, NAME_confidence.nii.gz (per cent) and, last, NAME.json; each whole."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -600,7 +619,8 @@ def read_labels_of(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _array(path: Path) -> np.ndarray:
+    """As it was written: a confidence of 100 everywhere is no empty volume."""
     try:
-        return read_volume(path, "pseudo-labels").array
-    except InputError as error:
-        raise InputError(f"Training: {error} Delete the folder {path.parent} and start again.") from error
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise InputError(f"Training: {path} cannot be read; delete {path.parent} and start again.") from error
