@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,7 @@ def main() -> int:
         names = [_patient(work / "cohort", seed, arguments.smoke) for seed in seeds]
         parts = [{"train": [n for i, n in enumerate(names) if i % count != k], "test": names[k::count]}
                  for k in range(count)]  # fmt: skip
-        (work / "folds.json").write_text(json.dumps({"folds": parts}, indent=1) + "\n", encoding="utf-8")
+        _write_whole(work / "folds.json", {"folds": parts})
         rows = [row for k in folds for method in methods for row in Fold(arguments, work, k, parts[k]).measured(method)]
         return _reported(arguments, work, rows, methods, len(seeds))
 
@@ -125,8 +126,20 @@ def _patient(cohort: Path, seed: int, smoke: bool) -> str:
     name = f"v{VERSION}-{seed}"
     if not (cohort / name / "case.json").exists():
         coarse = {"ct_spacing_mm": 5.0, "mr_spacing_mm": 5.0, "anatomy_spacing_mm": 2.5} if smoke else {}
-        write_case(cohort / name, simulate_patient(seed, **coarse))
+        partial = cohort.with_name(f"{name}.{os.getpid()}.partial")
+        write_case(partial, simulate_patient(seed, **coarse))
+        cohort.mkdir(exist_ok=True)
+        try:
+            partial.rename(cohort / name)
+        except OSError:  # another process, for another fold, was faster
+            shutil.rmtree(partial)
     return name
+
+
+def _write_whole(path: Path, content: object) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def settings(arguments: argparse.Namespace) -> WeakConfig:
@@ -165,9 +178,7 @@ class Fold:
                 row = self.measure(method, trained, read_case(self.work / "cohort" / name))
                 rows.append({"fold": self.number, "method": method, "patient": name, "training_s": seconds, **row})
                 print(f"fold {self.number} {method} {name}: liver Dice {row['liver']:.3f}", flush=True)
-            partial = kept.with_name(kept.name + ".partial")
-            partial.write_text(json.dumps(json_ready(rows), indent=1) + "\n", encoding="utf-8")
-            partial.replace(kept)
+            _write_whole(kept, json_ready(rows))
         return json.loads(kept.read_text(encoding="utf-8"))
 
     # -- training -----------------------------------------------------------------------------------------------
@@ -181,7 +192,7 @@ class Fold:
             config = replace(self.config, start_segmentation=None, start_registration=None)
         else:
             mode = "unified" if method == "unified" else "sequential"
-            start = self.train("start")["segmentation"]
+            start = self.start()
             # The start's own network and grid, whatever the settings say of a fresh one.
             config = replace(self.config, start_segmentation=str(start.path), network=None, spacing_mm=None)
             self._share(out / "round-1" / "pairs", self.folder / "pairs")
@@ -195,6 +206,10 @@ class Fold:
         if "registration" not in made and self.config.start_registration is not None:
             made["registration"] = models.find(self.config.start_registration, "registration")
         return made
+
+    def start(self) -> ModelEntry:
+        path = self.folder / "start" / "segmentation.pt"
+        return models.entry_of(path) if path.exists() else self.train("start")["segmentation"]
 
     def _share(self, link: Path, folder: Path) -> None:
         """What comes out the same in several runs is made once: the cases, and pairs found with the same UNet."""

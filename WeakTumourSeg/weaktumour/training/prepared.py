@@ -9,6 +9,7 @@ Everything of one case lies in its CT's frame (`pipeline.Inputs.in_ct_frame`). T
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -167,7 +168,8 @@ def write_arrays(path: Path, content: Mapping[str, np.ndarray | Grid | None]) ->
             stored[name] = np.concatenate([value.size, value.spacing, value.origin, value.direction])
         elif value is not None:
             stored[name] = value.astype(np.float16) if value.dtype == np.float32 else value
-    partial = path.with_name(path.name + ".partial")
+    # A name of its own: two runs may share a folder of cases.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, **stored)
     partial.replace(path)
