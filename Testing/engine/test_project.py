@@ -252,6 +252,7 @@ MORE_ALLOWED = {
     "training/loop.py": {"lightning_fabric"},
     "training/registration.py": {"matplotlib"},
     "training/segmentation.py": {"matplotlib"},
+    "training/weak_pictures.py": {"matplotlib"},
 }
 
 

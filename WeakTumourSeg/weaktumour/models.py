@@ -199,6 +199,27 @@ def load(entry: ModelEntry, device: str | torch.device = "cpu") -> torch.nn.Modu
     return _network(entry.architecture, entry.arguments, checkpoint.get("state_dict"), source).to(device)
 
 
+def entry_of(path: str | Path) -> ModelEntry:
+    """A file of `save_weights` as a model that is in no list, called by the file's name. Raises ModelError."""
+    path = Path(path)
+    source = _Source(str(path), "use another file")
+    content = _read_bytes(path, source)
+    checkpoint = _unpickled(content, source)
+    keys = ("architecture", "arguments", *_DESCRIPTION)
+    if checkpoint.get("format") != FORMAT:
+        raise source.refused("it is not a weights file of this program")
+    described = _plain_json({name: checkpoint[name] for name in keys if name in checkpoint}, source)
+    _check_types(described, keys, source)
+    return ModelEntry(
+        id=path.stem,
+        file=path.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        folder=path.parent,
+        origin="user",
+        **described,
+    )
+
+
 def verify(entry: ModelEntry) -> None:
     """Do everything that `load` does, for its refusals (ModelError)."""
     load(entry)

@@ -8,9 +8,9 @@ from torch import nn
 
 from ..errors import ModelError
 from .mscgunet import MSCGUNet
-from .unet import UNet
+from .unet import AttentionUNet, UNet
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"mscgunet": MSCGUNet, "unet": UNet}
+ARCHITECTURES: dict[str, type[nn.Module]] = {"mscgunet": MSCGUNet, "unet": UNet, "attention_unet": AttentionUNet}
 
 
 def build(architecture: str, arguments: dict[str, Any]) -> nn.Module:

@@ -74,6 +74,19 @@ class UNet(nn.Module):
         return logits if self.deep_supervision and self.training else logits[0]
 
 
+class AttentionUNet(UNet):
+    """The deep-supervised attention variant under a name of its own."""
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 3,
+        widths: Sequence[int] = (16, 32, 64, 128),
+        norm: str = "instance",
+    ) -> None:
+        super().__init__(in_channels, out_channels, widths, norm, attention=True, deep_supervision=True)
+
+
 class _Gate(nn.Module):
     """Additive attention: skip * sigmoid(psi(relu(W skip + G gating))), the gate computed on the coarser grid."""
 

@@ -57,7 +57,7 @@ def predict(
     passes = 1 if published else entry.input.get("passes", 1)
     if type(passes) is not int or passes < 1:
         raise ModelError(f'Model {entry.id}: its input says "passes": {passes!r}, not 1 or more; import it anew.')
-    grid = _cube(fixed, moving, alignment, spacing, tuple(entry.input.get("shape") or (64, 64, 64)))
+    grid = cube_about_liver(fixed, moving, alignment, spacing, tuple(entry.input.get("shape") or (64, 64, 64)))
 
     def run(device: torch.device) -> torch.Tensor:
         network = load(entry, device)
@@ -83,7 +83,7 @@ def predict(
     return Predicted(half, velocity, field, float(jacobian_determinant(voxels).min()))
 
 
-def _cube(fixed: Scan, moving: Scan, alignment: Affine, spacing: float, shape: tuple[int, int, int]) -> Grid:
+def cube_about_liver(fixed: Scan, moving: Scan, alignment: Affine, spacing: float, shape: tuple[int, int, int]) -> Grid:
     """Of the trained shape (z, y, x), along the CT's axes, about the place where the alignment puts the MRI's liver.
 
     A liver larger than that gets a larger cube: networks take any grid.

@@ -43,14 +43,14 @@ class Scan:
 def prepare_ct(ct: Volume, spacing_mm: float, liver: Volume | None, known: Scan | None = None) -> Scan:
     """known: the same CT at the same spacing, prepared before; then only the liver is new."""
     if known is not None:
-        return replace(known, liver_distance_mm=_signed_distance(liver, known.grid))
+        return replace(known, liver_distance_mm=signed_distance(liver, known.grid))
     ct = ct.along_patient_axes()
     grid = Grid.around(ct.grid.corners(), spacing_mm, like=ct.grid)
     coarse = ct.resample_to(grid, outside=AIR_HU)
     low, high = CT_WINDOW_HU
     value = np.clip((coarse.array - low) / (high - low), 0, 1)
     body = _largest_body(coarse.array > BODY_THRESHOLD_HU)
-    return Scan(grid, value, body, _inside(ct, coarse).astype(np.float32), _signed_distance(liver, grid), None)
+    return Scan(grid, value, body, _inside(ct, coarse).astype(np.float32), signed_distance(liver, grid), None)
 
 
 def prepare_mr(mr: Volume, spacing_mm: float, liver: Volume | None, lesion: Volume | None) -> Scan:
@@ -64,7 +64,7 @@ def prepare_mr(mr: Volume, spacing_mm: float, liver: Volume | None, lesion: Volu
     within = coarse.array[body > 0.5]
     low, high = np.percentile(within if within.size else values, (1, 99.5))
     value = np.clip((coarse.array - low) / max(high - low, 1e-6), 0, 1)
-    return Scan(grid, value, body, inside, _signed_distance(liver, grid), _signed_distance(lesion, grid, 0.2))
+    return Scan(grid, value, body, inside, signed_distance(liver, grid), signed_distance(lesion, grid, 0.2))
 
 
 def _inside(volume: Volume, coarse: Volume) -> np.ndarray:
@@ -110,7 +110,7 @@ def _largest_body(mask: np.ndarray) -> np.ndarray:
     return body.astype(np.float32)
 
 
-def _signed_distance(mask: Volume | None, grid: Grid, threshold: float = 0.5) -> np.ndarray | None:
+def signed_distance(mask: Volume | None, grid: Grid, threshold: float = 0.5) -> np.ndarray | None:
     """Signed distance to the mask's surface in mm, cut off at the limit, on the working grid.
 
     mask: bool, or a probability whose surface is at 0.5. threshold: share of a working voxel that must be mask; low

@@ -1,4 +1,4 @@
-"""`weaktumour train registration|segmentation`: settings from a file, data from folders, weights into a model file."""
+"""`weaktumour train`: settings from a file, data from folders, weights into model files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..errors import InputError, ModelError
 from .config import RegistrationConfig, SegmentationConfig, read_config
+from .weak_config import MODES, WeakConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,26 +20,39 @@ if TYPE_CHECKING:
     from .sources import Sources
 
 TASKS = {"registration": RegistrationConfig, "segmentation": SegmentationConfig}
+WEAK = "weak"
+# Which options belong to which: what would be ignored is refused.
+_OF_WEAK, _OF_OTHERS = ("mode", "cohort", "fold"), ("label_maps", "until")
 _START = "start.json"
 _SHARE_ALIKE = "CC-BY-SA-4.0"  # as the label maps of real livers ask for
 _NEEDS = 'Training: {} is not installed; install the training extra: pip install "weaktumour[train]".'
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
-    text = "train a network on label maps under random contrast"
-    parser = commands.add_parser("train", help=text, description=text.capitalize() + ".", allow_abbrev=False)
-    parser.add_argument("task", choices=sorted(TASKS), help="registration: MSCGUNet; segmentation: UNet")
+    text = "train a network on label maps under random contrast, or both on a cohort of MRI-CT pairs"
+    parser = commands.add_parser("train", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+    parser.add_argument(
+        "task",
+        choices=sorted([*TASKS, WEAK]),
+        help="registration: MSCGUNet; segmentation: UNet; weak: both, from labels on the MRIs of a cohort",
+    )
     parser.add_argument("--out", required=True, help="folder of the run; the same one again goes on with it")
     parser.add_argument("--config", help="JSON file with any of the settings (a run's config.json holds them all)")
     parser.add_argument("--label-maps", help="folder of label maps (.nii.gz) to learn from beside the phantoms")
     parser.add_argument("--splits", help="splits.json that says which label maps and seeds may be learnt from")
     parser.add_argument("--until", type=int, metavar="STEP", help="stop after this step; start again to go on")
+    parser.add_argument("--mode", choices=MODES, help="weak: what to do (sequential alternates, unified does both)")
+    parser.add_argument("--cohort", metavar="DIR", help="weak: folder of case folders")
+    parser.add_argument("--fold", type=int, metavar="K", help="weak: hold out what fold K of --splits tests on")
 
 
 def run(options: Mapping[str, object]) -> int:
     """Train and write OUT/model.pt. Raises InputError."""
     _check_installed()
     task = str(options["task"])
+    _check_options(task, options)
+    if task == WEAK:
+        return _run_weak(options)
     kind = TASKS[task]
     config = read_config(str(options["config"]), kind) if options.get("config") else kind()
     given = {name: str(options[name]) for name in ("label_maps", "splits") if options.get(name)}
@@ -53,6 +67,31 @@ def run(options: Mapping[str, object]) -> int:
     if weights is None:  # another process of a data-parallel run writes it
         return 0
     print(f"Weights: {weights.resolve()}  (weaktumour models import {weights} adds them)", flush=True)
+    return 0
+
+
+def _check_options(task: str, options: Mapping[str, object]) -> None:
+    """What would be ignored is refused; what is needed is asked for."""
+    foreign = _OF_OTHERS if task == WEAK else _OF_WEAK
+    for name in foreign:
+        if options.get(name) is not None:
+            raise InputError(f"--{name.replace('_', '-')}: it does not belong to `train {task}`; leave it out.")
+    for name in ("mode", "cohort") if task == WEAK else ():
+        if not options.get(name):
+            raise InputError(f"--{name}: `train weak` needs it; see weaktumour train --help.")
+
+
+def _run_weak(options: Mapping[str, object]) -> int:
+    from .cohort import read_cohort
+    from .weak import run_weak
+
+    config = read_config(str(options["config"]), WeakConfig) if options.get("config") else WeakConfig()
+    given = {name: options[option] for name, option in (("folder", "cohort"), ("splits", "splits"), ("fold", "fold"))
+             if options.get(option) is not None}  # fmt: skip
+    config = replace(config, cohort=replace(config.cohort, **given))
+    members = read_cohort(str(config.cohort.folder), config.cohort.splits, config.cohort.fold)
+    for path in run_weak(str(options["mode"]), config, Path(str(options["out"])), members):
+        print(f"Weights: {path.resolve()}  (weaktumour models import {path} adds them)", flush=True)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -31,7 +31,12 @@ class Data:
     processes: int = 1
 
     def __post_init__(self) -> None:
-        _at_least(self, phantoms=0, validation_phantoms=0, processes=1)
+        at_least(self, phantoms=0, validation_phantoms=0, processes=1)
+
+    def learnt(self) -> dict[str, Any]:
+        """What may not change between the sessions of a run; where files lie and how many processes read them, may."""
+        given = {name: bool(getattr(self, name)) for name in ("splits", "label_maps")}
+        return asdict(replace(self, cache=None, processes=1)) | given
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Optimisation:
     start: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, steps=1, batch=1, warm_up=0, weight_decay=0, average=0, seed=0)
-        _positive(self, "learning_rate", "gradient_clip")
+        at_least(self, steps=1, batch=1, warm_up=0, weight_decay=0, average=0, seed=0)
+        positive(self, "learning_rate", "gradient_clip")
         if self.average > 1:
             raise InputError(f"Configuration: average is {self.average}; give a number from 0 to 1.")
 
@@ -69,8 +74,8 @@ class Computing:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, devices=1, nodes=1, threads=1)
-        _one_of(self, "precision", PRECISIONS)
+        at_least(self, devices=1, nodes=1, threads=1)
+        one_of(self, "precision", PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Reporting:
     validation_cases: int = 6
 
     def __post_init__(self) -> None:
-        _at_least(self, checkpoint_s=0, validate_every=1, rows_every=1, validation_cases=1)
+        at_least(self, checkpoint_s=0, validate_every=1, rows_every=1, validation_cases=1)
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ class SegmentationConfig:
     tumour_weight: float = 3.0
 
     def __post_init__(self) -> None:
-        _at_least(self, voxels=4096, tumour_weight=0)
-        _positive(self, "spacing_mm")
+        at_least(self, voxels=4096, tumour_weight=0)
+        positive(self, "spacing_mm")
         if {"in_channels", "out_channels"} & set(self.network):
             raise InputError("Configuration: network has a fixed number of channels in and out; leave them away.")
 
@@ -152,10 +157,10 @@ class RegistrationConfig:
     passes: int = 2
 
     def __post_init__(self) -> None:
-        _at_least(self, label_weight=0, displacement_weight=0, smoothness_weight=0, inverse_weight=0, graph_weight=0,
+        at_least(self, label_weight=0, displacement_weight=0, smoothness_weight=0, inverse_weight=0, graph_weight=0,
                   breathing_mm=0, deformation_mm=0, unknown_liver=0, passes=1)  # fmt: skip
-        _positive(self, "spacing_mm")
-        _one_of(self, "loss", LOSSES)
+        positive(self, "spacing_mm")
+        one_of(self, "loss", LOSSES)
         if min(self.shape) < 8:
             raise InputError(f"Configuration: shape is {list(self.shape)}; give at least 8 voxels a side.")
         if self.network.get("extra_channels", 0) not in (0, 1, 4):
@@ -186,8 +191,8 @@ def read_config(path: str | Path, kind: type[T]) -> T:
     return parse_config(content, kind, str(path))
 
 
-def parse_config(content: object, kind: type[T], where: str = "configuration") -> T:
-    """A dictionary as a configuration; what is left out keeps its default. Raises InputError."""
+def parse_config(content: object, kind: type[T], where: str = "configuration", default: T | None = None) -> T:
+    """A dictionary as a configuration; what is left out keeps its default (that of `default`). Raises InputError."""
     if not isinstance(content, dict):
         raise InputError(f"Configuration: {where} has to be an object with named settings.")
     hints, values = get_type_hints(kind), {}
@@ -195,13 +200,13 @@ def parse_config(content: object, kind: type[T], where: str = "configuration") -
     for name, value in content.items():
         if name not in known:
             raise InputError(f'Configuration: {where} has no setting "{name}"; choose from {", ".join(sorted(known))}.')
+        setting = next(f for f in fields(kind) if f.name == name)
+        example = setting.default if setting.default is not MISSING else setting.default_factory()
         if is_dataclass(hints[name]):
-            values[name] = parse_config(value, hints[name], f"{where}: {name}")
-            continue
-        default = next(f for f in fields(kind) if f.name == name)
-        example = default.default if default.default is not MISSING else default.default_factory()
-        values[name] = _checked(value, hints[name], example, f"{where}: {name}")
-    return kind(**values)
+            values[name] = parse_config(value, hints[name], f"{where}: {name}", example)
+        else:
+            values[name] = _checked(value, hints[name], example, f"{where}: {name}")
+    return kind(**values) if default is None else replace(default, **values)
 
 
 def _checked(value: object, hint: object, example: object, where: str) -> object:
@@ -220,23 +225,30 @@ def _checked(value: object, hint: object, example: object, where: str) -> object
     raise InputError(f"Configuration: {where} is {value!r}; give {wanted}.")
 
 
-def _at_least(config: object, **lowest: float) -> None:
+def at_least(config: object, **lowest: float) -> None:
     for name, least in lowest.items():
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise InputError(f"Configuration: {name} is {value}; give at least {least}.")
 
 
-def _positive(config: object, *names: str) -> None:
+def positive(config: object, *names: str) -> None:
     for name in names:
         if not getattr(config, name) > 0:
             raise InputError(f"Configuration: {name} is {getattr(config, name)}; give a number above 0.")
 
 
-def _one_of(config: object, name: str, choices: tuple[str, ...]) -> None:
+def one_of(config: object, name: str, choices: tuple[str, ...]) -> None:
     if getattr(config, name) not in choices:
         raise InputError(f'Configuration: {name} "{getattr(config, name)}" is not one of {", ".join(choices)}.')
 
 
 def write_config(path: Path, config: object) -> None:
-    path.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(asdict(config), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or none: a run may be killed at any moment."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -15,7 +15,7 @@ import pickle
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..models import find_any, load
-from .config import Computing, Data, Optimisation, Reporting, read_config, write_config
+from .config import Computing, Optimisation, Reporting, read_config, write_config
 
 _LOST_IN_A_ROW = 10
 _NOISE_SEED = 1 << 40  # far from the seeds of samples
@@ -42,8 +42,21 @@ class Task(Protocol):
     def picture(self, network: nn.Module, device: torch.device, path: Path) -> None: ...
 
 
+class Taught(Task, Protocol):
+    """A task that learns from the averaged weights as well: they are its mean teacher (Tarvainen, Valpola 2017)."""
+
+    def follow(self, average: dict[str, torch.Tensor]) -> None:
+        """Take over the averaged weights, before the first step and after each."""
+
+
+class Source(Protocol):
+    """Where samples come from."""
+
+    def learnt(self) -> dict[str, Any]: ...
+
+
 class Config(Protocol):
-    data: Data
+    data: Source
     optimisation: Optimisation
     computing: Computing
     reporting: Reporting
@@ -66,7 +79,7 @@ def train(task: Task, config: Config, folder: str | Path, *, until: int | None =
     prepare_folder(folder, config)
     if config.computing.threads:
         torch.set_num_threads(config.computing.threads)
-    fabric = _launched(config.computing)
+    fabric = launched(config.computing)
     if fabric.is_global_zero:
         write_config(folder / "config.json", config)
     return _Run(fabric, task, config, folder).go(until)
@@ -95,9 +108,8 @@ def prepare_folder(folder: Path, config: Config) -> None:
 
 def _learnt(config: Config) -> dict[str, Any]:
     """What may not change between the sessions of a run; how and where it is computed, and where files lie, may."""
-    given = {name: bool(getattr(config.data, name)) for name in ("splits", "label_maps")}
-    settings = asdict(replace(config, data=replace(config.data, splits=None, label_maps=None, cache=None, processes=1)))
-    return {name: value for name, value in settings.items() if name not in ("computing", "reporting")} | given
+    settings = {name: value for name, value in asdict(config).items() if name not in ("computing", "reporting")}
+    return settings | {"data": config.data.learnt()}
 
 
 def _devices_and_machines(computing: Computing) -> tuple[int, int]:
@@ -108,7 +120,7 @@ def _devices_and_machines(computing: Computing) -> tuple[int, int]:
     return devices, int(os.environ["WORLD_SIZE"]) // devices
 
 
-def _launched(computing: Computing) -> Any:
+def launched(computing: Computing) -> Any:
     """Lightning Fabric, all processes running."""
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
@@ -156,6 +168,7 @@ class _Run:
         self.checkpoint = folder / "checkpoint.pt"
         if self.checkpoint.exists():
             self._resume()
+        self._tell_average()
         self.rows = _Rows(folder, self.step) if fabric.is_global_zero else None
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -219,13 +232,14 @@ class _Run:
         self.lost = 0
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        decay = min(o.average, (1 + self.step) / (10 + self.step))
-        for name, value in self._weights().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value.detach().float(), 1 - decay)
-            else:
-                self.average[name].copy_(value)
+        move_average(self.average, self._weights(), self.step, o.average)
+        self._tell_average()
         return means
+
+    def _tell_average(self) -> None:
+        follow = getattr(self.task, "follow", None)  # see Taught
+        if follow is not None:
+            follow(self.average)
 
     def _lost_step(self) -> dict[str, float]:
         """Nothing is learnt from a sample whose gradient is not finite, as happens in low precision once in a while."""
@@ -298,6 +312,20 @@ class _Run:
             ) from error
         if self.fabric.is_global_zero:
             print(f"resumed at step {self.step}", flush=True)
+
+
+def move_average(average: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], step: int, decay: float) -> None:
+    """One step of the exponential moving average, in place: average <- d average + (1 - d) weights.
+
+    d is `decay`, and (1 + step) / (10 + step) while that is less: early weights are soon forgotten. What is no real
+    number (a count of batches) is copied.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    for name, value in weights.items():
+        if value.is_floating_point():
+            average[name].lerp_(value.detach().float(), 1 - decay)
+        else:
+            average[name].copy_(value)
 
 
 def begin_with(network: nn.Module, model_id: str, architecture: str, arguments: dict[str, Any]) -> None:

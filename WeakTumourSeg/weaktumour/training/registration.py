@@ -89,7 +89,8 @@ class Registration:
         c = self.config
         if c.loss == "published":
             forward = network(sample.fixed, sample.moving)
-            return self._published(forward, network(sample.swapped_fixed, sample.swapped_moving), sample)
+            backward = network(sample.swapped_fixed, sample.swapped_moving)
+            return published_loss(forward, backward, sample.fixed[:, :1], sample.moving[:, :1])
         # Every second pair is shown as the pipeline's second pass shows it: moved by the network's own first answer.
         before = self._first_pass(network, sample) if c.passes_asked > 1 and sample.number % 2 else None
         forward = network(*self._shown(sample, before))
@@ -99,7 +100,7 @@ class Registration:
         found = {
             "labels": self._label_loss(there, back, sample),
             "displacement": self._displacement_loss(there, sample),
-            "smoothness": _roughness(forward.velocity),
+            "smoothness": roughness(forward.velocity),
             "graph": forward.scg_loss.float(),
         }
         total = (
@@ -152,28 +153,6 @@ class Registration:
         length = (error.square().sum(1, keepdim=True) + 1).sqrt() - 1
         weight = sample.liver + 0.05
         return (weight * length).sum() / weight.sum()
-
-    def _published(self, forward: Prediction, backward: Prediction, sample: Sample) -> dict[str, torch.Tensor]:
-        """-1.2 NCC + |grad u|^2 + SCG loss, -0.5 NCC + 0.5 |grad u|^2 at half resolution, both directions."""
-        terms = {"ncc": 0.0, "smoothness": 0.0, "graph": 0.0, "ncc half": 0.0, "smoothness half": 0.0}
-        pairs = ((forward, sample.fixed, sample.moving), (backward, sample.moving, sample.fixed))
-        for prediction, fixed, moving in pairs:
-            fixed, moving = fixed[:, :1], moving[:, :1]
-            terms["ncc"] += _ncc(warp(moving, prediction.displacement.float()), fixed)
-            terms["smoothness"] += _roughness(prediction.displacement)
-            terms["graph"] += prediction.scg_loss.float()
-            half = prediction.half_displacement.float()
-            small = [F.interpolate(image, size=half.shape[2:], mode="trilinear") for image in (fixed, moving)]
-            terms["ncc half"] += _ncc(warp(small[1], half), small[0])
-            terms["smoothness half"] += _roughness(half)
-        loss = (
-            -1.2 * terms["ncc"]
-            + terms["smoothness"]
-            + terms["graph"]
-            - 0.5 * terms["ncc half"]
-            + 0.5 * terms["smoothness half"]
-        )
-        return {"loss": loss, **terms}
 
     # -- looking ------------------------------------------------------------------------------------------------
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
@@ -333,6 +312,32 @@ class Registration:
         return 2 * displacement[:, :, : shape[0], : shape[1], : shape[2]]
 
 
+def published_loss(
+    forward: Prediction, backward: Prediction, fixed: torch.Tensor, moving: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """-1.2 NCC + |grad u|^2 + SCG loss, -0.5 NCC + 0.5 |grad u|^2 at half resolution, both directions.
+
+    fixed, moving: (1, 1, z, y, x); backward: asked the other way round. Chatterjee et al., arXiv 2203.04317.
+    """
+    terms = {"ncc": 0.0, "smoothness": 0.0, "graph": 0.0, "ncc half": 0.0, "smoothness half": 0.0}
+    for prediction, target, source in ((forward, fixed, moving), (backward, moving, fixed)):
+        terms["ncc"] += ncc(warp(source, prediction.displacement.float()), target)
+        terms["smoothness"] += roughness(prediction.displacement)
+        terms["graph"] += prediction.scg_loss.float()
+        half = prediction.half_displacement.float()
+        small = [F.interpolate(image, size=half.shape[2:], mode="trilinear") for image in (target, source)]
+        terms["ncc half"] += ncc(warp(small[1], half), small[0])
+        terms["smoothness half"] += roughness(half)
+    loss = (
+        -1.2 * terms["ncc"]
+        + terms["smoothness"]
+        + terms["graph"]
+        - 0.5 * terms["ncc half"]
+        + 0.5 * terms["smoothness half"]
+    )
+    return {"loss": loss, **terms}
+
+
 def _best_affine(velocity: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The affine field nearest to a (1, 3, z, y, x) field in the weighted least-squares sense."""
     shape = velocity.shape[2:]
@@ -360,13 +365,13 @@ def _uncertain_distance(mask: torch.Tensor, spacing_mm: float, random: Random) -
     return torch.from_numpy((beyond - within).astype(np.float32)).to(mask.device)[None, None]
 
 
-def _roughness(field: torch.Tensor) -> torch.Tensor:
+def roughness(field: torch.Tensor) -> torch.Tensor:
     """Mean squared derivative, voxels of the field's grid."""
     field = field.float()
     return sum(torch.diff(field, dim=axis).square().mean() for axis in (2, 3, 4)) / 3
 
 
-def _ncc(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def ncc(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Global normalised cross-correlation, signed."""
     a, b = a.float() - a.float().mean(), b.float() - b.float().mean()
     return (a * b).mean() / ((a.square().mean() * b.square().mean()).sqrt() + 1e-6)

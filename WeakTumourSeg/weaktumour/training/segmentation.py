@@ -106,7 +106,7 @@ class Segmentation:
             yield self._draw(self.sources.validation(number), KINDS[number % len(KINDS)], random)
 
     def _draw(self, anatomy: TissueMap, kind: str, random: Random) -> Sample:
-        shape = _shape(self.config.voxels, random)
+        shape = patch_shape(self.config.voxels, random)
         place = synthesis.random_place(anatomy, shape, self.config.spacing_mm, random)
         tissues = synthesis.tissues_at(self.sources.tensor(anatomy, random.device), place.coordinates)
         tissues = synthesis.add_tumours(tissues, self.config.spacing_mm, random)
@@ -143,7 +143,7 @@ def _dice(a: torch.Tensor, b: torch.Tensor) -> float:
     return 2 * int((a & b).sum()) / total if total else 1.0
 
 
-def _shape(voxels: int, random: Random) -> tuple[int, int, int]:
+def patch_shape(voxels: int, random: Random) -> tuple[int, int, int]:
     """Sides that are multiples of 8, flat or tall: slabs and whole abdomens."""
     height = random.uniform(0.45, 1.3)
     width = random.uniform(0.9, 1.15)

@@ -176,7 +176,7 @@ def paint(tissues: torch.Tensor, kind: str, spacing_mm: float, random: Random, *
         value = value * torch.exp(random.uniform(0, 0.3) * bias)
     value = blurred(value, random.uniform(0.25, 0.8))
     if random.chance(0.5):
-        value = _thick_slices(value, spacing_mm, random)
+        value = thick_slices(value, spacing_mm, random)
     if kind != "ct":  # after the mean over voxels: what is out of phase cancels
         value = value.abs()
     seen = _field_of_view(shape, random) if cut and random.chance(0.3) else torch.ones_like(tissues, dtype=torch.bool)
@@ -283,7 +283,7 @@ def blurred(value: torch.Tensor, sigma: float) -> torch.Tensor:
     return result[0, 0]
 
 
-def _thick_slices(value: torch.Tensor, spacing_mm: float, random: Random) -> torch.Tensor:
+def thick_slices(value: torch.Tensor, spacing_mm: float, random: Random) -> torch.Tensor:
     """As acquired in slices of up to 8 mm, most often axial, and interpolated back."""
     axis = 0 if random.chance(0.8) else int(random.numbers.integers(1, 3))
     size = list(value.shape)

@@ -1,0 +1,387 @@
+"""What weak supervision is worth: labels on MRIs alone, CTs of the same simulated patients, cross-validated.
+
+    python Testing/benchmark/weak_supervision.py --keep DIR [--fold K] [--methods LIST] [--scale X] [--out FILE.json]
+
+The patients are `weak_supervision` of splits.json: 24 in 4 folds. Each method learns from three folds' MRIs with their
+labels and the same patients' CTs without, and is measured on the CTs of the fourth:
+
+    shipped      the shipped UNet, no adaptation
+    start        a UNet from the cohort's MRIs alone (mode pretrain), no adaptation; where all below begin
+    published    the published recipe (mode published)
+    sequential   ours, in rounds
+    unified      ours, both networks in one training
+    corrected    ours, in rounds, where a person corrected the CT labels of 4 training patients (here: the truth)
+
+Of each: the liver and the tumours that its UNet finds in the CT, what that UNet claims where the CT shows nothing, and
+the MRI's labels as propagated with its networks. With --keep, what is done is not done again (fold by fold and method
+by method; a training that was stopped goes on): to use two cores, start it once for each of two folds, then once
+without --fold for the table. --scale multiplies all numbers of steps; --settings names a JSON file of settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import Bar, Volume, markdown_table, parser, report, run_script, use_cores, work_folder
+from weaktumour import models, pipeline
+from weaktumour.cases import Case, read_case, write_case
+from weaktumour.deformation import Affine
+from weaktumour.evaluation.measure import json_ready
+from weaktumour.evaluation.metrics import centroid_error_mm, dice, equivalent_diameter_mm, surface_metrics
+from weaktumour.labels import components
+from weaktumour.models import ModelEntry
+from weaktumour.progress import Monitor
+from weaktumour.propagation import propagate_labels
+from weaktumour.segmentation import NoLiver, segment
+from weaktumour.simulation import VERSION, simulate_patient
+from weaktumour.training import published
+from weaktumour.training.cohort import labels_of, read_cohort
+from weaktumour.training.config import Optimisation, parse_config, read_config
+from weaktumour.training.weak import run_weak
+from weaktumour.training.weak_config import WeakConfig
+from weaktumour.volumes import Grid
+
+METHODS = ("shipped", "start", "published", "sequential", "unified", "corrected")
+STAGES = ("pretrain", "adapt", "learn", "unified", "published_unet", "published_joint")
+CORRECTED = 4  # patients
+# Sized for two cores: hours, not days. The published UNet has our widths, since with its own (32 to 512) a step takes a
+# minute here.
+SETTINGS = {
+    "computing": {"accelerator": "cpu", "precision": "bf16-mixed"},
+    "reporting": {"validate_every": 1000, "validation_cases": 2},
+    "pretrain": {"steps": 600, "learning_rate": 2e-3},
+    "adapt": {"steps": 100},
+    "learn": {"steps": 300, "learning_rate": 5e-4},
+    "unified": {"steps": 300, "learning_rate": 3e-4},
+    "published_unet": {"steps": 400},
+    "published_joint": {"steps": 400},
+    "published": {"network": {"widths": [16, 16, 32, 64, 128], "norm": "batch"}},
+}
+SMOKE = {
+    "reporting": {"validate_every": 1000, "validation_cases": 1},
+    "network": {"widths": [4, 8, 8]},
+    "spacing_mm": 8.0,
+    "registration_network": {"extra_channels": 1, "widths": [4, 8, 8], "nodes": [2, 2, 2], "norm": "instance"},
+    "registration_spacing_mm": 10.0,
+    "registration_shape": [16, 16, 16],
+    "start_registration": None,
+    "rounds": 1,
+    **{stage: {"steps": 2, "warm_up": 0} for stage in STAGES},
+    "segmenting": {"voxels": 8000},
+    "labelling": {"stages": "mscgunet", "members": 1},
+    "published": {"shape": [16, 32, 32], "network": {"widths": [4, 8], "norm": "batch"}},
+}
+_FOUND = 0.2  # share of a tumour that has to be covered
+
+
+def main() -> int:
+    arguments = _arguments()
+    use_cores(arguments.cores)
+    torch.set_num_threads(arguments.cores)
+    methods = _methods(arguments)
+    splits = json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))["weak_supervision"]
+    # The smallest cohort on which every method can be told from a crash: two patients to learn from, one held out.
+    seeds = splits["phantoms"][:3] if arguments.smoke else splits["phantoms"]
+    count = 3 if arguments.smoke else splits["folds"]
+    folds = [0] if arguments.smoke else list(range(count)) if arguments.fold is None else [arguments.fold]
+    with work_folder(arguments) as work:
+        names = [_patient(work / "cohort", seed, arguments.smoke) for seed in seeds]
+        parts = [{"train": [n for i, n in enumerate(names) if i % count != k], "test": names[k::count]}
+                 for k in range(count)]  # fmt: skip
+        _write_whole(work / "folds.json", {"folds": parts})
+        rows = [row for k in folds for method in methods for row in Fold(arguments, work, k, parts[k]).measured(method)]
+        return _reported(arguments, work, rows, methods, len(seeds))
+
+
+def _arguments() -> argparse.Namespace:
+    command = parser(__doc__)
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.add_argument("--methods", default=",".join(METHODS), help="some of the methods, by comma")
+    command.add_argument("--fold", type=int, metavar="K", help="this fold alone, from 0 (default: all)")
+    command.add_argument("--scale", type=float, default=1.0, help="times the number of steps (default: 1)")
+    command.add_argument("--settings", type=Path, help="JSON file with settings of `train weak` to change")
+    command.add_argument("--table", type=Path, metavar="FILE.md", help="write the tables to this file as well")
+    return command.parse_args()
+
+
+def _methods(arguments: argparse.Namespace) -> list[str]:
+    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        raise models.ModelError(f"--methods: {unknown or 'none'}; choose some of {', '.join(METHODS)}.")
+    return methods
+
+
+def _patient(cohort: Path, seed: int, smoke: bool) -> str:
+    """The name of a patient's case folder, which is made once."""
+    name = f"v{VERSION}-{seed}"
+    if not (cohort / name / "case.json").exists():
+        coarse = {"ct_spacing_mm": 5.0, "mr_spacing_mm": 5.0, "anatomy_spacing_mm": 2.5} if smoke else {}
+        partial = cohort.with_name(f"{name}.{os.getpid()}.partial")
+        write_case(partial, simulate_patient(seed, **coarse))
+        cohort.mkdir(exist_ok=True)
+        try:
+            partial.rename(cohort / name)
+        except OSError:  # another process, for another fold, was faster
+            shutil.rmtree(partial)
+    return name
+
+
+def _write_whole(path: Path, content: object) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def settings(arguments: argparse.Namespace) -> WeakConfig:
+    """Of every method, before its mode's own."""
+    config = parse_config(SETTINGS, WeakConfig)
+    if arguments.smoke:
+        config = parse_config(SMOKE, WeakConfig, default=config)
+    if arguments.settings:
+        read_config(arguments.settings, WeakConfig)  # for its refusals
+        config = parse_config(json.loads(arguments.settings.read_text(encoding="utf-8")), WeakConfig, default=config)
+
+    def scaled(optimisation: Optimisation) -> Optimisation:
+        return replace(optimisation, steps=max(1, round(arguments.scale * optimisation.steps)))
+
+    return replace(config, **{stage: scaled(getattr(config, stage)) for stage in STAGES})
+
+
+class Fold:
+    """One fold: its trainings and their figures, in FOLD/METHOD and FOLD/METHOD.json."""
+
+    def __init__(self, arguments: argparse.Namespace, work: Path, number: int, parts: dict[str, list[str]]) -> None:
+        self.arguments, self.work, self.number, self.parts = arguments, work, number, parts
+        self.folder = work / f"fold-{number}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config = settings(arguments)
+
+    def measured(self, method: str) -> list[dict]:
+        """One row for each patient held out. Made once."""
+        kept = self.folder / f"{method}.json"
+        if not kept.exists():
+            begun = time.monotonic()
+            trained = self.train(method)
+            seconds = time.monotonic() - begun
+            rows = []
+            for name in self.parts["test"]:
+                row = self.measure(method, trained, read_case(self.work / "cohort" / name))
+                rows.append({"fold": self.number, "method": method, "patient": name, "training_s": seconds, **row})
+                print(f"fold {self.number} {method} {name}: liver Dice {row['liver']:.3f}", flush=True)
+            _write_whole(kept, json_ready(rows))
+        return json.loads(kept.read_text(encoding="utf-8"))
+
+    # -- training -----------------------------------------------------------------------------------------------
+    def train(self, method: str) -> dict[str, ModelEntry]:
+        """task -> model."""
+        if method == "shipped":
+            return {task: models.find(None, task) for task in models.TASKS}
+        out, cohort = self.folder / method, self.work / "cohort"
+        if method in ("start", "published"):
+            mode = "pretrain" if method == "start" else "published"
+            config = replace(self.config, start_segmentation=None, start_registration=None)
+        else:
+            mode = "unified" if method == "unified" else "sequential"
+            start = self.start()
+            # The start's own network and grid, whatever the settings say of a fresh one.
+            config = replace(self.config, start_segmentation=str(start.path), network=None, spacing_mm=None)
+            self._share(out / "round-1" / "pairs", self.folder / "pairs")
+        if method != "published":
+            self._share(out / "cases", self.work / "cases")
+        if method == "corrected":
+            cohort = self._corrected_cohort()
+        members = read_cohort(cohort, self.work / "folds.json", self.number)
+        print(f"fold {self.number} {method}: training", flush=True)
+        made = {path.stem: models.entry_of(path) for path in run_weak(mode, config, out, members)}
+        if "registration" not in made and self.config.start_registration is not None:
+            made["registration"] = models.find(self.config.start_registration, "registration")
+        return made
+
+    def start(self) -> ModelEntry:
+        path = self.folder / "start" / "segmentation.pt"
+        return models.entry_of(path) if path.exists() else self.train("start")["segmentation"]
+
+    def _share(self, link: Path, folder: Path) -> None:
+        """What comes out the same in several runs is made once: the cases, and pairs found with the same UNet."""
+        folder.mkdir(parents=True, exist_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+
+    def _corrected_cohort(self) -> Path:
+        """The cohort, some of whose training patients have CT labels that count as corrected."""
+        folder = self.folder / "cohort-corrected"
+        corrected = self.parts["train"][: 1 if self.arguments.smoke else CORRECTED]
+        for source in sorted((self.work / "cohort").iterdir()):
+            target = folder / source.name
+            target.mkdir(parents=True, exist_ok=True)
+            for file in source.iterdir():
+                if file.name != "case.json" and not (target / file.name).exists():
+                    (target / file.name).symlink_to(os.path.relpath(file, target))
+            content = json.loads((source / "case.json").read_text(encoding="utf-8"))
+            if source.name in corrected:
+                content |= {"ct_labels": "corrected"}
+            (target / "case.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+        return folder
+
+    # -- figures ------------------------------------------------------------------------------------------------
+    def measure(self, method: str, trained: dict[str, ModelEntry], case: Case) -> dict:
+        if method == "published":
+            unet, mscgunet = (models.load(trained[task]) for task in ("segmentation", "registration"))
+            shape = tuple(self.config.published.shape)
+            found = published.segment_ct(unet, case.ct, shape)
+            carried = published.propagate(mscgunet, case, shape)
+        else:
+            found = segmented(case.ct, trained["segmentation"])
+            carried = propagated(case, trained, self.config)
+        return {**unet_figures(found, case), "propagated": propagated_figures(carried, case)}
+
+
+def segmented(ct: Volume, entry: ModelEntry) -> Volume:
+    """uint8 classes on the CT's grid, as `weaktumour segment` finds them."""
+    try:
+        labels = segment(ct, "ct", entry, torch.device("cpu"), Monitor()).labels_on(ct.grid)
+    except NoLiver:
+        return Volume(np.zeros(ct.grid.shape, dtype=np.uint8), ct.grid)
+    return Volume(np.minimum(labels.volume.array, 2).astype(np.uint8), ct.grid)
+
+
+def propagated(case: Case, trained: dict[str, ModelEntry], config: WeakConfig) -> Volume:
+    """The MRI's labels on the CT, as `weaktumour register` carries them with these networks."""
+    device, monitor = torch.device("cpu"), Monitor()
+    inputs = pipeline.Inputs(case.mr, case.ct, labels_of(case), None, Affine.identity())
+    inputs = pipeline.find_livers(inputs, trained["segmentation"], device, monitor)
+    networks = pipeline.Networks(trained.get("registration"), trained["segmentation"])
+    stages = tuple(config.labelling.stages.split(","))
+    preset = pipeline.PRESETS[config.labelling.preset]
+    found = pipeline.register(inputs, networks, stages, preset, device=device, monitor=monitor)
+    return propagate_labels(
+        inputs.labels, pipeline.in_world(found.transform, inputs), case.ct.grid, monitor
+    ).labels.volume
+
+
+def unet_figures(found: Volume, case: Case) -> dict:
+    """liver: Dice. tumours: of each true one its look in the CT and the share that the UNet calls tumour.
+
+    false: volumes (ml) of the claimed tumours that lie on none that the CT shows at all (visible or faint).
+    """
+    truth, looks = case.ct_labels.array, looks_of(case)
+    whole = found.array > 0, truth > 0
+    claimed = found.array == 2
+    tumours = [
+        {
+            "look": look,
+            "diameter_mm": equivalent_diameter_mm(truth == value, case.ct.grid),
+            "covered": float(claimed[truth == value].mean()),
+        }
+        for value, look in looks.items()
+        if (truth == value).any()
+    ]
+    shown = np.isin(truth, [value for value, look in looks.items() if look != "invisible"])
+    false = [part["volume_mm3"] / 1e3 for part in false_parts(claimed, shown, case.ct.grid)]
+    distances = surface_metrics(*whole, case.ct.grid.spacing)
+    return {"liver": dice(*whole), "liver_hd95_mm": distances["hd95_mm"], "tumours": tumours, "false": false}
+
+
+def false_parts(claimed: np.ndarray, shown: np.ndarray, grid: Grid) -> list[dict]:
+    """Connected parts of a claim that touch nothing that is shown."""
+    import SimpleITK as sitk
+
+    parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(claimed.astype(np.uint8)), True))
+    true = np.unique(parts[shown])
+    return components(claimed & ~np.isin(parts, true[true > 0]), grid)
+
+
+def looks_of(case: Case) -> dict[int, str]:
+    """value -> visible, faint or invisible in the CT, as the simulator drew it."""
+    return {2 + i: str(look) for i, look in enumerate(case.info["simulation"]["tumours_in_ct"])}
+
+
+def propagated_figures(carried: Volume, case: Case) -> dict:
+    truth, grid = case.ct_labels.array, case.ct.grid
+    tumours = []
+    for value, look in looks_of(case).items():
+        if (truth == value).any():
+            masks = carried.array == value, truth == value
+            error = centroid_error_mm(*masks, grid)
+            tumours.append({"look": look, "dice": dice(*masks), "centroid_error_mm": error})
+    return {"liver": dice(carried.array > 0, truth > 0), "tumours": tumours}
+
+
+# -- the tables ------------------------------------------------------------------------------------------------------
+def _reported(arguments: argparse.Namespace, work: Path, rows: list[dict], methods: list[str], patients: int) -> int:
+    by_method = {method: [row for row in rows if row["method"] == method] for method in methods}
+    figures = {method: summary(found) for method, found in by_method.items()}
+    tables = [
+        markdown_table(
+            ["CT UNet", "patients", "liver Dice, mean", "median", "worst", "tumours found, visible", "faint",
+             "invisible", "false claims a patient", "ml a patient", "training, min a fold"],
+            [[m, s["patients"], s["liver mean"], s["liver median"], s["liver worst"], *(s[f"found {look}"] for look in
+             ("visible", "faint", "invisible")), s["false a patient"], s["false ml a patient"], s["training min"]]
+             for m, s in figures.items()],
+        ),
+        markdown_table(
+            ["propagated from the MRI", "liver Dice, mean", "invisible tumours", "centroid error, median mm", "p90 mm",
+             "Dice, mean"],
+            [[m, s["propagated liver"], s["invisible"], s["centroid median"], s["centroid p90"], s["tumour Dice"]]
+             for m, s in figures.items()],
+        ),
+    ]  # fmt: skip
+    bars = []
+    if {"published", "sequential", "unified"} <= set(methods):
+        for method in ("sequential", "unified"):
+            gain = figures[method]["liver mean"] - figures["published"]["liver mean"]
+            bars.append(Bar(f"CT liver Dice, {method} above the published recipe", gain, 0.1))
+            claims = figures[method]["false a patient"]
+            bars.append(Bar(f"false tumour claims a patient, {method}", claims, 0.5, at_least=False))
+    folds = sorted({row["fold"] for row in rows})
+    data = (
+        f"{patients} simulated patients (weak_supervision of splits.json, simulator {VERSION}), folds {folds} held "
+        f"out, steps times {arguments.scale:g}"
+    )
+    if arguments.table:
+        arguments.table.write_text(f"Data: {data}\n\n" + "\n\n".join(tables) + "\n", encoding="utf-8")
+    return report(arguments, "Weak supervision", data, tables, {"methods": figures, "cases": rows}, bars)
+
+
+def summary(rows: list[dict]) -> dict:
+    livers = np.array([row["liver"] for row in rows])
+    seconds = {row["fold"]: row["training_s"] for row in rows}
+    tumours = [tumour for row in rows for tumour in row["tumours"]]
+    carried = [tumour for row in rows for tumour in row["propagated"]["tumours"] if tumour["look"] == "invisible"]
+    # A tumour that was not carried at all has no centroid: it counts as far away.
+    errors = np.array([np.inf if t["centroid_error_mm"] is None else t["centroid_error_mm"] for t in carried])
+
+    def found(look: str) -> str:
+        hits = [tumour["covered"] >= _FOUND for tumour in tumours if tumour["look"] == look]
+        return f"{sum(hits)} of {len(hits)}"
+
+    return {
+        "patients": len(rows),
+        "liver mean": livers.mean(),
+        "liver median": np.median(livers),
+        "liver worst": livers.min(),
+        **{f"found {look}": found(look) for look in ("visible", "faint", "invisible")},
+        "false a patient": float(np.mean([len(row["false"]) for row in rows])),
+        "false ml a patient": float(np.mean([sum(row["false"]) for row in rows])),
+        "training min": sum(seconds.values()) / 60 / len(seconds),
+        "propagated liver": float(np.mean([row["propagated"]["liver"] for row in rows])),
+        "invisible": len(carried),
+        "centroid median": float(np.median(errors)) if carried else None,
+        "centroid p90": float(np.percentile(errors, 90, method="higher")) if carried else None,
+        "tumour Dice": float(np.mean([t["dice"] for t in carried])) if carried else None,
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)

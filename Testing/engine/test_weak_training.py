@@ -1,0 +1,667 @@
+"""Weak supervision: its losses, teacher and pseudo-labels against numbers worked out by hand, and each mode as a whole.
+
+The patients are boxes that this file makes: a body, in it a liver, in it a tumour that the CT shows and one that it
+does not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from weaktumour import cli, models, pipeline
+from weaktumour.cases import Case, write_case
+from weaktumour.deformation import Affine, DisplacementField
+from weaktumour.errors import InputError
+from weaktumour.networks import build
+from weaktumour.training import published, weak
+from weaktumour.training.cohort import labels_of, read_cohort
+from weaktumour.training.config import Computing, Optimisation, parse_config
+from weaktumour.training.loop import move_average
+from weaktumour.training.overlap import focal_tversky, overlap_loss, soft_dice
+from weaktumour.training.prepared import Pair, prepare
+from weaktumour.training.pseudo_labels import (
+    classes_of,
+    confidence_of,
+    make_pseudo_labels,
+    moved,
+    random_motion,
+    undone,
+)
+from weaktumour.training.synthesis import Random
+from weaktumour.training.weak_config import Labelling, Registering, Segmenting, Stage, WeakConfig
+from weaktumour.training.weak_tasks import (
+    Both,
+    CaseData,
+    Cases,
+    CTSegmentation,
+    MRSegmentation,
+    PairMaker,
+    PairRegistration,
+    Unified,
+    consistency_weight,
+)
+from weaktumour.volumes import Grid, Volume
+
+ROOT = Path(cli.__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+UNET = {"widths": [4, 8]}
+MSCGUNET = {"extra_channels": 1, "widths": [4, 8, 8], "nodes": [2, 2, 2], "norm": "instance"}
+SETTINGS = {
+    "computing": {"accelerator": "cpu", "threads": 1},
+    "reporting": {"checkpoint_s": 0.0, "rows_every": 1, "validate_every": 1000, "validation_cases": 1},
+    "start_segmentation": None,
+    "start_registration": None,
+    "network": UNET,
+    "spacing_mm": 8.0,
+    "registration_network": MSCGUNET,
+    "registration_spacing_mm": 12.0,
+    "registration_shape": [16, 16, 16],
+    "rounds": 2,
+    **{name: {"steps": 3, "warm_up": 0} for name in ("pretrain", "adapt", "learn", "unified")},
+    **{name: {"steps": 3, "warm_up": 0} for name in ("published_unet", "published_joint")},
+    "segmenting": {"voxels": 4096},
+    "labelling": {"stages": "mscgunet", "members": 1},
+    "published": {"shape": [16, 32, 32], "network": {"widths": [4, 8], "norm": "batch"}},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# -- patients ---------------------------------------------------------------------------------------------------------
+def box_patient(name: str, seed: int, **info: object) -> Case:
+    """Liver and CT lie 7 mm further along x than on the MRI; tumour 2 is dark in the CT, tumour 3 is not there."""
+    rng = np.random.default_rng(seed)
+    grid = Grid((36, 30, 28), (7.0, 7.0, 7.0), (-120.0, -100.0, 5.0 * seed))
+    z, y, x = np.indices(grid.shape)
+
+    def ball(at: tuple[float, float, float], radius: tuple[float, float, float]) -> np.ndarray:
+        axes = zip((z, y, x), at, radius, strict=True)
+        return sum(((axis - centre) / r) ** 2 for axis, centre, r in axes) < 1
+
+    def scene(shift: int) -> tuple[np.ndarray, np.ndarray]:
+        body = ball((14, 15, 18), (16, 13, 16))
+        labels = np.zeros(grid.shape, dtype=np.uint8)
+        labels[ball((14, 14, 14 + shift + seed % 2), (8, 7, 9))] = 1
+        labels[ball((14, 14, 10 + shift + seed % 2), (3, 3, 3))] = 2
+        labels[ball((14, 14, 18 + shift + seed % 2), (2.5, 2.5, 2.5))] = 3
+        return body, labels
+
+    body, labels = scene(0)
+    mr = np.select([labels == 2, labels == 3, labels == 1, body], [40, 60, 200, 90], 0) + rng.normal(0, 4, grid.shape)
+    body, ct_labels = scene(1)
+    ct = np.select([ct_labels == 2, ct_labels > 0, body], [-10, 110, 30], -1000) + rng.normal(0, 6, grid.shape)
+    return Case(
+        mr=Volume(mr.clip(0).astype(np.int16), grid),
+        ct=Volume(ct.astype(np.int16), grid),
+        mr_labels=Volume(labels, grid),
+        label_names={1: "Liver", 2: "Dark", 3: "Hidden"},
+        ct_labels=Volume(ct_labels, grid),
+        info={"id": name, "kind": "simulated", "ct_labels": "truth", **info},
+    )
+
+
+@pytest.fixture(scope="module")
+def patients() -> dict[str, Case]:
+    corrected = {"kind": "corrected", "ct_labels": "corrected"}
+    return {"a": box_patient("a", 1), "b": box_patient("b", 2), "c": box_patient("c", 3, **corrected)}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory, patients) -> Path:
+    """a and c, whose labels were corrected, are learnt from; b is held out by fold 0."""
+    folder = tmp_path_factory.mktemp("weak")
+    for name, case in patients.items():
+        write_case(folder / "cohort" / name, case)
+    (folder / "folds.json").write_text(json.dumps({"folds": [{"train": ["a", "c"], "test": ["b"]}]}))
+    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def known(patients) -> CaseData:
+    """Patient a with the truth in the place of pseudo-labels, sure everywhere."""
+    prepared = prepare(patients["a"], 8.0, 12.0)
+    pair = Pair(np.eye(4), (prepared.truth > 0).astype(np.float32), None)
+    confidence = np.ones(prepared.ct.shape, dtype=np.float32)
+    return CaseData("a", prepared, pair, prepared.truth, confidence)
+
+
+def stage_of(steps: int = 10, **optimisation: object) -> Stage:
+    return Stage(optimisation=Optimisation(steps=steps, warm_up=0, **optimisation), computing=Computing("cpu"))
+
+
+def unet() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build("unet", {"in_channels": 1, "out_channels": 3, **UNET})
+
+
+def mscgunet() -> torch.nn.Module:
+    torch.manual_seed(0)
+    network = build("mscgunet", MSCGUNET)
+    torch.nn.init.normal_(network.half_head[-1].weight, std=0.05)  # it starts at no motion at all
+    return network
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+P, T = torch.tensor([0.8, 0.4, 0.1]), torch.tensor([1.0, 1.0, 0.0])
+
+
+def test_focal_tversky_by_hand():
+    # TP 1.2, FN 0.8, FP 0.1: TI = 1.2 / (1.2 + 0.7 * 0.8 + 0.3 * 0.1) = 0.670391; (1 - TI)^(3/4) = 0.435013
+    assert float(focal_tversky(P, T, torch.ones(3), smooth=0)) == pytest.approx(0.435013, abs=2e-5)
+    # The second voxel counts half: TP 1.0, FN 0.5, FP 0.1: TI = 1 / 1.38; (1 - TI)^(3/4) = 0.380126
+    weight = torch.tensor([1.0, 0.5, 1.0])
+    assert float(focal_tversky(P, T, weight, smooth=0)) == pytest.approx((1 - 1 / 1.38) ** 0.75, abs=1e-6)
+    # Missing costs more than claiming by as much.
+    missed = focal_tversky(torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.0]), torch.ones(2))
+    claimed = focal_tversky(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.0]), torch.ones(2))
+    assert float(missed) > float(claimed) + 0.05
+    # Right everywhere: no infinite slope.
+    exact = torch.tensor([1.0, 0.0], requires_grad=True)
+    focal_tversky(exact, torch.tensor([1.0, 0.0]), torch.ones(2)).backward()
+    assert torch.isfinite(exact.grad).all()
+
+
+def test_weighted_dice_by_hand():
+    weight = torch.tensor([1.0, 0.5, 1.0])  # 2 (0.8 + 0.2) / ((0.8 + 0.2 + 0.1) + 1.5)
+    assert float(soft_dice(P, T, weight, smooth=0)) == pytest.approx(2 / 2.6)
+
+
+@pytest.mark.parametrize("loss", ["dice", "dice_ce", "focal_tversky"])
+def test_labels_that_are_not_sure_teach_nothing(loss):
+    torch.manual_seed(0)
+    logits = torch.randn(1, 3, 4, 4, 4, requires_grad=True)
+    target, weight = torch.randint(0, 3, (1, 4, 4, 4)), torch.zeros(1, 4, 4, 4)
+    weight[:, :2] = 1.0
+    overlap_loss(logits, target, weight, Segmenting(loss=loss))["loss"].backward()
+    assert not logits.grad[:, :, 2:].any()
+    assert logits.grad[:, :, :2].abs().min() > 0
+
+
+# -- the teacher ------------------------------------------------------------------------------------------------------
+def test_the_moving_average_by_hand():
+    average, weights = {"w": torch.tensor(1.0), "n": torch.tensor(0)}, {"w": torch.tensor(3.0), "n": torch.tensor(7)}
+    move_average(average, weights, step=1, decay=0.9)  # early: d = 2 / 11
+    assert float(average["w"]) == pytest.approx(1 * 2 / 11 + 3 * 9 / 11)
+    move_average(average, {"w": torch.tensor(-1.0), "n": torch.tensor(8)}, step=1000, decay=0.9)
+    assert float(average["w"]) == pytest.approx(0.9 * 29 / 11 - 0.1)
+    assert int(average["n"]) == 8
+
+
+def test_the_teachers_opinion_comes_in_slowly():
+    stage, settings = stage_of(100, batch=2), Segmenting(consistency=4.0, ramp_up=0.5)
+    found = [consistency_weight(number, stage, settings) for number in (0, 50, 100, 199)]  # steps 0, 25, 50, 99
+    assert found == pytest.approx([4 * np.exp(-5), 4 * np.exp(-1.25), 4.0, 4.0])
+
+
+def test_the_student_is_drawn_to_the_teacher_and_not_the_teacher(known):
+    task = CTSegmentation(stage_of(), Segmenting(voxels=4096, ramp_up=0.0), Cases([known]), unet(), 8.0)
+    student = task.network()
+    with torch.no_grad():
+        student.heads[0].bias += torch.tensor([0.0, 2.0, 0.0])
+    task.follow(unet().state_dict())
+    sample = task.sample(0, CPU)
+    sample = replace(sample, weight=torch.zeros_like(sample.weight))  # no label counts
+    losses = task.losses(student, sample)
+    losses["loss"].backward()
+    assert float(losses["consistency"].detach()) > 0.01
+    assert float(student.heads[0].bias.grad[1]) > 0  # less liver, as the teacher says
+    assert all(p.grad is None for p in task.teacher.module.parameters())
+    task.follow(student.state_dict())
+    same = replace(sample, image=sample.plain)
+    assert float(task.losses(student, same)["consistency"].detach()) == pytest.approx(0, abs=1e-9)
+
+
+# -- pseudo-labels ----------------------------------------------------------------------------------------------------
+def test_confidence_by_hand():
+    classes = np.array([[[0, 1, 2, 1]]], dtype=np.uint8)
+    shares = np.array([[1.0, 0.0, 0.25], [0.25, 0.75, 0.0], [0.5, 0.0, 0.5], [0.6, 0.4, 0.0]], dtype=np.float32)
+    found = confidence_of(classes, shares.T.reshape(3, 1, 1, 4))
+    np.testing.assert_allclose(found.ravel(), [1.0, 0.5, 0.0, 0.0], atol=1e-6)
+
+
+def test_a_tumour_that_the_ct_does_not_show_is_liver(patients):
+    labels = labels_of(patients["a"])
+    classes = classes_of(labels, (2,))
+    for value, expected in ((0, 0), (1, 1), (2, 2), (3, 1)):
+        assert set(np.unique(classes[labels.volume.array == value])) == {expected}
+
+
+def test_a_known_motion_is_undone(patients):
+    """Registering a moved MRI perfectly, then undoing the motion, is the transform to the MRI as it was."""
+    case, rng = patients["a"], np.random.default_rng(0)
+    motion = random_motion(np.array([10.0, 20.0, 30.0]), 6.0, 10.0, rng)
+    np.testing.assert_allclose(motion[:3, :3] @ motion[:3, :3].T, np.eye(3), atol=1e-12)
+    truth = DisplacementField(case.ct.grid, rng.normal(0, 5, (*case.ct.grid.shape, 3)))
+    points = truth.grid.points()
+    to_moved = Affine(motion).transform_points(points + truth.displacement_mm) - points
+    assert np.abs(to_moved - truth.displacement_mm).max() > 1
+    back = undone(DisplacementField(truth.grid, to_moved), motion)
+    np.testing.assert_allclose(back.displacement_mm, truth.displacement_mm, atol=1e-9)
+    # The MRI and its labels move together: the same voxel, at the moved place.
+    inputs = pipeline.Inputs(case.mr, case.ct, labels_of(case), None, Affine.identity())
+    after = moved(inputs, motion)
+    index = np.array([3.0, 5.0, 7.0])
+    for before, there in ((inputs.mr, after.mr), (inputs.labels.volume, after.labels.volume)):
+        expected = Affine(motion).transform_points(before.grid.index_to_world(index))
+        np.testing.assert_allclose(there.grid.index_to_world(index), expected, atol=1e-9)
+
+
+def test_pseudo_labels_are_less_sure_where_they_are_wrong(patients):
+    case = patients["a"]
+    short = replace(
+        case, mr=slab(case.mr, 22), mr_labels=slab(case.mr_labels, 22)
+    )  # the MRI ends above the liver's tip
+    networks, settings = pipeline.Networks(None, None), Labelling(stages="refinement", members=2)
+    made = make_pseudo_labels(short, networks, settings, seed=5)
+    assert made.labels.volume.grid.same_as(case.ct.grid)
+    assert made.confidence.shape == case.ct.array.shape
+    assert 0 <= made.confidence.min() < made.confidence.max() == 1
+    np.testing.assert_allclose(made.probability.sum(0), 1, atol=1e-6)
+    assert not made.confidence[24:].any()  # where the MRI has not looked
+    truth = case.ct_labels.array > 0
+    near = (truth | (made.classes > 0)) & (np.indices(truth.shape)[0] < 20)
+    wrong = (made.classes > 0) != truth
+    assert (~wrong)[near].mean() > 0.8
+    if wrong[near].any():
+        assert made.confidence[near & wrong].mean() < made.confidence[near & ~wrong].mean() - 0.2
+
+
+def slab(volume: Volume, slices: int) -> Volume:
+    return Volume(volume.array[:slices], volume.grid.crop((0, 0, 0), (*volume.grid.size[:2], slices)))
+
+
+def test_no_gradient_passes_through_a_pseudo_label(known):
+    """With the registration's own losses at weight 0 it gets no gradient at all; as published, it does."""
+    nothing = Registering(similarity=0, guide=0, smoothness=0, inverse=0, graph=0)
+    maker = PairMaker(nothing, 12.0, (16, 16, 16))
+    task = Unified(stage_of(), Segmenting(), maker, Cases([known]), Both(unet(), mscgunet()), 8.0)
+    network = task.network()
+    task.losses(network, task.sample(0, CPU))["loss"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in network.registration.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in network.segmentation.parameters())
+
+    case = published.Stretched("a", *(np.random.default_rng(0).random((2, 16, 32, 32), dtype=np.float32)),
+                               np.ones((16, 32, 32), np.uint8))  # fmt: skip
+    torch.manual_seed(0)
+    joint = published.Joint(unet(), build("mscgunet", {"published": True}))
+    old = published.PublishedJoint(stage_of(), "dice", [case], [], joint)
+    network = old.network()
+    old.losses(network, old.sample(0, CPU))["segmentation"].backward()
+    assert any(p.grad is not None and p.grad.any() for p in network.registration.parameters())
+
+
+def test_the_guide_moves_the_registration_and_not_the_guide(known):
+    maker = PairMaker(Registering(similarity=0, smoothness=0, graph=0), 12.0, (16, 16, 16))
+    pair = maker.make(known, 0, Random(0))
+    network, guide = mscgunet(), pair.ct_liver.clone().requires_grad_()
+    maker.losses(network(*maker.shown(pair, 2)), pair, None, guide)["loss"].backward()
+    assert guide.grad is None
+    assert any(p.grad is not None and p.grad.any() for p in network.parameters())
+
+
+def test_the_edge_of_a_tumour_is_not_compared(known):
+    pair = PairMaker(Registering(), 6.0, (32, 32, 32)).make(known, 0, Random(0), off=False)
+    lesion = known.prepared.moving[3]
+    assert lesion.min() < 0
+    assert float(pair.moving_weight.max()) == pytest.approx(1.0, abs=0.05)
+    inside = known.prepared.moving_grid.index_to_world(np.argwhere(lesion < 0)[:, ::-1])
+    cube = PairMaker(Registering(), 6.0, (32, 32, 32)).cube(known)
+    x, y, z = np.round(cube.world_to_index(inside)).astype(int).T
+    assert float(pair.moving_weight[0, 0, z, y, x].max()) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["mr", "pair", "ct", "unified"])
+def test_a_sample_depends_on_its_number_and_the_seed_alone(kind, known):
+    maker, cases, settings = PairMaker(Registering(), 12.0, (16, 16, 16)), Cases([known]), Segmenting(voxels=4096)
+
+    def task(seed: int):
+        stage = stage_of(seed=seed)
+        if kind == "mr":
+            return MRSegmentation(stage, settings, cases, unet(), 8.0)
+        if kind == "pair":
+            return PairRegistration(stage, maker, cases, mscgunet(), 2)
+        if kind == "ct":
+            return CTSegmentation(stage, settings, cases, unet(), 8.0)
+        return Unified(stage, settings, maker, cases, Both(unet(), mscgunet()), 8.0)
+
+    def image(sample: object) -> torch.Tensor:
+        return sample.patch.image if kind == "unified" else sample.moving if kind == "pair" else sample.image
+
+    first = image(task(0).sample(3, CPU))
+    torch.rand(5)
+    assert torch.equal(first, image(task(0).sample(3, CPU)))
+    assert torch.isfinite(first).all()
+    for other in (image(task(0).sample(4, CPU)), image(task(1).sample(3, CPU))):
+        assert other.shape != first.shape or not torch.equal(other, first)
+
+
+def test_corrected_cases_are_drawn_more_often(known):
+    cases = Cases([known, replace(known, name="c", corrected=True, weight=4.0)])
+    names = [cases.drawn(Random(seed)).name for seed in range(400)]
+    assert 0.72 < names.count("c") / 400 < 0.88  # 4 of 5
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+def test_a_unet_may_begin_with_the_shipped_one():
+    entry = models.find("unet", "segmentation")
+    plain = weak.first_unet(WeakConfig(), entry)
+    image = torch.rand(1, 1, 16, 16, 16)
+    torch.testing.assert_close(plain.network.eval()(image), models.load(entry)(image))
+    assert plain.spacing_mm == 3.0
+    gated = weak.first_unet(WeakConfig(architecture="attention_unet"), entry)
+    assert gated.architecture == "attention_unet"
+    assert len(gated.network.train()(image)) == 4  # the logits of each level
+    torch.testing.assert_close(gated.network.encoder[0][0].weight, plain.network.encoder[0][0].weight)
+    with pytest.raises(InputError, match="another network than the settings ask for"):
+        weak.first_unet(WeakConfig(network={"widths": [8, 8]}), entry)
+
+
+def test_settings_keep_the_defaults_of_their_section():
+    config = parse_config({"learn": {"steps": 7}, "segmenting": {"loss": "focal_tversky"}}, WeakConfig)
+    assert config.learn == replace(WeakConfig().learn, steps=7)
+    assert config.segmenting == Segmenting(loss="focal_tversky")
+    assert config.learn.learning_rate != Optimisation().learning_rate
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------------
+STAGES = {
+    "pretrain": ["round-0/pretrain"],
+    "sequential": [
+        "round-0/pretrain",
+        *(f"round-{n}/{part}" for n in (1, 2) for part in ("registration", "segmentation")),
+    ],
+    "unified": ["round-0/pretrain", "round-1/unified"],
+    "published": ["round-1/unet", "round-1/joint"],
+}
+# Where the run is killed, one after the other: as soon as the file is there and has so many rows.
+KILLED_AT = {
+    "pretrain": [("round-0/pretrain/metrics.csv", 4)],
+    "sequential": [("round-1/pseudo_labels/a_confidence.nii.gz", 0), ("round-2/segmentation/metrics.csv", 4)],
+    "unified": [("round-1/unified/metrics.csv", 10)],
+    "published": [("round-1/joint/metrics.csv", 3)],
+}
+
+
+def run_here(cohort: Path, mode: str, out: Path) -> list[Path]:
+    members = read_cohort(cohort / "cohort", cohort / "folds.json", 0)
+    return weak.run_weak(mode, parse_config(SETTINGS, WeakConfig), out, members)
+
+
+def start(cohort: Path, mode: str, out: Path, *module: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    words = ["train", "weak", "--mode", mode, "--cohort", "cohort", "--splits", "folds.json", "--fold", "0",
+             "--config", "settings.json", "--out", str(out)]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, *(module or ("-m",)), "weaktumour", *words],
+        cwd=cohort,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def killed(process: subprocess.Popen, file: Path, rows: int) -> None:
+    end = time.monotonic() + 300
+    try:
+        while not (file.exists() and (not rows or len(file.read_text().splitlines()) >= rows)):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < end
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def curves(out: Path, mode: str) -> list[list[str]]:
+    """Every row of every stage's metrics, without the seconds."""
+    found = []
+    for stage in STAGES[mode]:
+        lines = (out / stage / "metrics.csv").read_text().splitlines()[1:]
+        found += [[stage, *(cell for i, cell in enumerate(line.split(",")) if i != 1)] for line in lines]
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cohort) -> dict[str, list[Path]]:
+    """mode -> its model files."""
+    return {mode: run_here(cohort, mode, cohort / f"whole-{mode}") for mode in STAGES}
+
+
+@pytest.mark.parametrize("mode", list(STAGES))
+def test_a_killed_run_goes_on_as_if_nothing_had_been(mode, cohort, uninterrupted):
+    out = cohort / f"killed-{mode}"
+    for file, rows in KILLED_AT[mode]:
+        killed(start(cohort, mode, out), out / file, rows)
+    made = run_here(cohort, mode, out)
+    whole = cohort / f"whole-{mode}"
+    expected = curves(whole, mode)
+    assert {row[0] for row in expected} == set(STAGES[mode])
+    assert [row[1] for row in expected if row[0] == STAGES[mode][-1] and row[3] == "loss"] == ["1", "2", "3"]
+    assert curves(out, mode) == expected
+    for path, other in zip(made, uninterrupted[mode], strict=True):
+        assert path.read_bytes() == other.read_bytes(), path.name
+    for path in whole.glob("round-*/metrics.csv"):
+        assert (out / path.relative_to(whole)).read_text() == path.read_text()
+
+
+def test_each_round_is_kept_and_corrected_labels_are_taken_as_they_are(cohort, uninterrupted, patients):
+    out = cohort / "whole-sequential"
+    for number in (1, 2):
+        folder = out / f"round-{number}" / "pseudo_labels"
+        assert {path.name for path in folder.glob("*.json")} == {"a.json", "c.json"}  # nothing of the one held out
+        sources = {name: json.loads((folder / f"{name}.json").read_text())["source"] for name in "ac"}
+        assert sources == {"a": "registration", "c": "corrected"}
+        classes, confidence = weak.read_labels_of(folder, "c")
+        assert (confidence == 1).all()
+        np.testing.assert_array_equal(classes, prepare(patients["c"], 8.0, 12.0).truth)
+        rows = [line.split(",") for line in (out / f"round-{number}" / "metrics.csv").read_text().splitlines()[1:]]
+        figures = {(row[0], row[2]): float(row[3]) for row in rows}
+        assert {row[0]: row[1] for row in rows} == {"a": "learnt", "b": "held out", "c": "corrected"}
+        assert figures["c", "pseudo-label liver Dice"] == 1.0
+        assert 0.5 < figures["a", "pseudo-label liver Dice"] < 1.0
+        assert ("b", "pseudo-label liver Dice") not in figures
+    assert parse_config(json.loads((out / "config.json").read_text()), WeakConfig) == parse_config(SETTINGS, WeakConfig)
+    assert json.loads((out / "cohort.json").read_text())["cases"] == {"a": "learnt", "b": "held out", "c": "corrected"}
+
+
+@pytest.mark.parametrize("mode", list(STAGES))
+def test_the_models_are_imported_and_used(mode, uninterrupted, patients, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(models.USER_FOLDER_VARIABLE, str(tmp_path))
+    for path in uninterrupted[mode]:
+        assert cli.main(["models", "import", str(path), "--id", f"my-{path.stem}"]) == 0
+        entry = models.find(f"my-{path.stem}", path.stem)
+        assert entry.training["cases"] == 2
+        assert entry.training["corrected"] == 1
+        assert models.load(entry) is not None
+    shape = (16, 32, 32)
+    if mode == "published":
+        networks = [models.load(models.entry_of(path)) for path in uninterrupted[mode]]
+        case = patients["b"]
+        for found in (published.segment_ct(networks[0], case.ct, shape), published.propagate(networks[1], case, shape)):
+            assert found.grid.same_as(case.ct.grid)
+            assert set(np.unique(found.array)) <= {0, 1, 2, 3}
+
+
+def test_what_is_stretched_comes_back(patients):
+    """Where the network moves nothing, the published propagation leaves the labels as they are."""
+    case = patients["a"]
+
+    class Still(torch.nn.Module):
+        def forward(self, fixed, moving):
+            field = torch.zeros(1, 3, *fixed.shape[2:])
+            return type("Prediction", (), {"displacement": field})
+
+    same = published.propagate(Still(), case, case.mr.array.shape)
+    np.testing.assert_array_equal(same.array, case.mr_labels.array)
+
+
+def test_a_run_of_other_settings_is_refused(cohort, uninterrupted):
+    members = read_cohort(cohort / "cohort", cohort / "folds.json", 0)
+    for changed, who in (
+        (parse_config({**SETTINGS, "rounds": 3}, WeakConfig), members),
+        (parse_config(SETTINGS, WeakConfig), members[:2]),
+    ):
+        with pytest.raises(InputError, match="other settings or another cohort"):
+            weak.run_weak("sequential", changed, cohort / "whole-sequential", who)
+
+
+def test_two_processes_learn_what_one_does(cohort, uninterrupted):
+    settings = json.loads((cohort / "settings.json").read_text())
+    for name in ("pretrain", "unified"):
+        settings[name] = {**settings[name], "batch": 2, "steps": 2}
+    out = []
+    for devices in (1, 2):
+        settings["computing"]["devices"] = devices
+        (cohort / "settings.json").write_text(json.dumps(settings))
+        out.append(cohort / f"processes-{devices}")
+        process = start(cohort, "unified", out[-1])
+        told, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, told
+        assert told.count("Weights: ") == 2, told
+    (cohort / "settings.json").write_text(json.dumps(SETTINGS))
+    one, two = (curves(folder, "unified") for folder in out)
+    assert [row[:4] for row in one] == [row[:4] for row in two]
+    np.testing.assert_allclose([float(row[4]) for row in two], [float(row[4]) for row in one], rtol=2e-3, atol=1e-5)
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def refused(capsys, *words: str) -> str:
+    assert cli.main(["train", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("mode", ["sequential", "published"])
+def test_a_damaged_case_is_one_sentence(mode, cohort, tmp_path, capsys):
+    shutil.copytree(cohort / "cohort", tmp_path / "cohort")
+    damage(tmp_path / "cohort/b/ct.nii.gz")
+    words = ("weak", "--mode", mode, "--cohort", str(tmp_path / "cohort"), "--out", str(tmp_path / "out"))
+    line = refused(capsys, *words, "--config", str(cohort / "settings.json"))
+    assert "Cohort: case b: CT: ct.nii.gz cannot be used" in line
+
+
+def test_a_cohort_that_does_not_fit_is_one_sentence(cohort, patients, tmp_path):
+    def told(change, *arguments) -> str:
+        folder = tmp_path / "cohort"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(cohort / "cohort", folder)
+        change(folder)
+        with pytest.raises(InputError) as error:
+            [member.read() for member in read_cohort(folder, *arguments)]
+        return str(error.value)
+
+    folds = tmp_path / "folds.json"
+    assert "holds no case folder" in told(lambda f: [shutil.rmtree(f / name) for name in "abc"])
+    assert "corrected ct_labels.nii.gz is missing" in told(lambda f: (f / "c/ct_labels.nii.gz").unlink())
+    assert "a and d are the same case (a)" in told(lambda f: shutil.copytree(f / "a", f / "d"))
+    assert "Cohort: case a: MRI: " in told(lambda f: (f / "a/mr.nii.gz").write_bytes(b"no image"))
+
+    def without_liver(folder: Path) -> None:
+        volume = patients["a"].mr_labels
+        write_case(
+            folder / "a",
+            replace(patients["a"], mr_labels=Volume(np.where(volume.array > 1, 2, 0).astype(np.uint8), volume.grid)),
+        )
+
+    assert "case a: MRI labels: no voxel is 1" in told(without_liver)
+    for content, fold, sentence in (
+        ("{", 0, "restore the file"),
+        ('{"folds": [{"train": ["a"], "test": ["x"]}]}', 0, "names x, which is not in the cohort"),
+        ('{"folds": [{"train": ["a"], "test": ["a"]}]}', 0, "has a in train and in test"),
+        ('{"folds": [{"train": [], "test": ["a"]}]}', 0, "leaves no case to learn from"),
+        ('{"folds": [{"train": ["a"], "test": ["b"]}]}', 1, "has the folds 0 to 0"),
+    ):
+        folds.write_text(content)
+        assert sentence in told(lambda f: None, folds, fold)
+    assert "belong together" in told(lambda f: None, folds, None)
+
+
+def test_a_held_out_case_is_never_learnt_from(cohort):
+    folds = cohort / "other-folds.json"
+    folds.write_text(json.dumps({"folds": [{"train": ["a", "b"], "test": ["c"]}]}))
+    members = {member.name: member for member in read_cohort(cohort / "cohort", folds, 0)}
+    assert (members["c"].held_out, members["c"].corrected) == (True, False)
+    assert not members["a"].held_out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["weak", "--cohort", "x"], "--mode: `train weak` needs it"),
+        (["weak", "--mode", "unified"], "--cohort: `train weak` needs it"),
+        (["weak", "--mode", "unified", "--cohort", "nowhere"], "nowhere is no folder"),
+        (["weak", "--mode", "unified", "--cohort", "x", "--until", "3"], "--until: it does not belong to `train weak`"),
+        (["segmentation", "--cohort", "x"], "--cohort: it does not belong to `train segmentation`"),
+    ],
+)
+def test_options_that_do_not_belong_are_refused(words, sentence, tmp_path, capsys):
+    assert sentence in refused(capsys, *words, "--out", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"segmenting": {"loss": "hinge"}}, 'loss "hinge" is not one of dice, dice_ce, focal_tversky'),
+        ({"architecture": "vnet"}, 'architecture "vnet" is not one of'),
+        ({"learn": {"start": "unet"}}, "learn has a start of its own"),
+        ({"labelling": {"preset": "slow"}}, '"slow" is not known'),
+        ({"start_segmentation": "nobody"}, "nobody"),
+        ({"start_segmentation": "mscgunet"}, "is for registration"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(settings, sentence, cohort, tmp_path, capsys):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({**SETTINGS, **settings}))
+    words = (
+        "--mode",
+        "pretrain",
+        "--cohort",
+        str(cohort / "cohort"),
+        "--config",
+        str(path),
+        "--out",
+        str(tmp_path / "o"),
+    )
+    assert sentence in refused(capsys, "weak", *words)
+
+
+def test_the_experiments_patients_are_nobody_elses():
+    splits = json.loads((ROOT.parent / "Testing/benchmark/splits.json").read_text(encoding="utf-8"))
+    seeds = splits["weak_supervision"]["phantoms"]
+    assert len(seeds) == len(set(seeds)) == 24
+    train = splits["phantoms"]["train"]
+    others = {
+        *range(train["first"], train["last"] + 1),
+        *splits["phantoms"]["development"],
+        *splits["phantoms"]["test"],
+    }
+    others |= {entry["seed"] for part in ("benchmark", "benchmark_development")
+               for kind in ("label_maps", "real_ct") for entry in splits[part][kind]}  # fmt: skip
+    assert not set(seeds) & others

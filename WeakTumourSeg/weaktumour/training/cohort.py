@@ -1,0 +1,112 @@
+"""The cases of a weak run: who is learnt from, who is held out, whose labels a clinician corrected."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..cases import Case, read_case, read_case_info
+from ..errors import InputError
+from ..labels import LabelMap, name_labels
+
+CORRECTED = "corrected"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One case folder. corrected: its CT labels were corrected by a person and are learnt from.
+
+    held_out: nothing of it is learnt from; its CT labels, where known, only measure.
+    """
+
+    name: str
+    folder: Path
+    corrected: bool
+    held_out: bool = False
+
+    def read(self) -> Case:
+        """Raises InputError that names the case."""
+        try:
+            case = read_case(self.folder)
+            if not (case.mr_labels.array == 1).any():
+                raise InputError("MRI labels: no voxel is 1; label the liver 1 and its tumours from 2 on.")
+            if not case.mr_labels.grid.same_as(case.mr.grid, tolerance_mm=1e-2):
+                raise InputError("MRI labels: they are not on the MRI's grid; resample them to it.")
+            if case.ct_labels is not None and not case.ct_labels.grid.same_as(case.ct.grid, tolerance_mm=1e-2):
+                raise InputError("CT labels: they are not on the CT's grid; resample them to it.")
+        except InputError as error:
+            raise InputError(f"Cohort: case {self.name}: {error}") from error
+        return case
+
+
+def labels_of(case: Case, volume_name: str = "mr_labels") -> LabelMap:
+    """A case's label map with the meaning of its values."""
+    volume = getattr(case, volume_name)
+    values = [int(value) for value in np.unique(volume.array) if value]
+    return LabelMap(volume, name_labels(values, None, case.label_names))
+
+
+def read_cohort(folder: str | Path, splits: str | Path | None = None, fold: int | None = None) -> list[Member]:
+    """The members of a cohort, by name. splits, fold: hold out what the fold number `fold` (from 0) tests on.
+
+    splits: {"folds": [{"train": [names], "test": [names]}, ...]} with the names of case folders, or their ids.
+    Raises InputError: no case, two cases of one id, a corrected case without CT labels, a split that does not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"--cohort: {folder} is no folder; give a folder of case folders.")
+    paths = [path for path in sorted(folder.iterdir()) if (path / "case.json").is_file()]
+    if not paths:
+        raise InputError(f"--cohort: {folder} holds no case folder (case.json, mr, ct, mr_labels); check the path.")
+    if (splits is None) != (fold is None):
+        raise InputError("--splits and --fold belong together; give both or neither.")
+    ids: dict[str, str] = {}
+    members = []
+    for path in paths:
+        info = read_case_info(path)
+        known = str(info.get("id"))
+        if known in ids:
+            raise InputError(
+                f"--cohort: {ids[known]} and {path.name} are the same case ({known}); take one of them out."
+            )
+        ids[known] = path.name
+        corrected = info.get("ct_labels") == CORRECTED
+        if corrected and not (path / "ct_labels.nii.gz").is_file():
+            raise InputError(f"Cohort: case {path.name}: its corrected ct_labels.nii.gz is missing; restore the file.")
+        members.append(Member(path.name, path, corrected))
+    if splits is None:
+        return members
+    learnt, held_out = read_fold(splits, int(fold), ids)
+    return [
+        Member(member.name, member.folder, member.corrected and member.name in learnt, member.name in held_out)
+        for member in members
+        if member.name in learnt | held_out
+    ]
+
+
+def read_fold(path: str | Path, fold: int, ids: dict[str, str]) -> tuple[set[str], set[str]]:
+    """Names of the cases to learn from and of those held out. ids: id -> name. Raises InputError."""
+    try:
+        folds = json.loads(Path(path).read_text(encoding="utf-8"))["folds"]
+        count = len(folds)
+        parts = [[str(name) for name in folds[fold][part]] for part in ("train", "test")] if fold < count else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'Splits: {path} has no "folds" of train and test cases; restore the file.') from error
+    if parts is None:
+        raise InputError(f"--fold: {fold}; {path} has the folds 0 to {count - 1}.")
+    names = set(ids.values())
+    found = []
+    for part in parts:
+        unknown = [name for name in part if name not in names and name not in ids]
+        if unknown:
+            raise InputError(f"Splits: {path} names {unknown[0]}, which is not in the cohort; give the cohort's own.")
+        found.append({ids.get(name, name) for name in part})
+    both = found[0] & found[1]
+    if both:
+        raise InputError(f"Splits: {path} has {sorted(both)[0]} in train and in test of fold {fold}; correct it.")
+    if not found[0]:
+        raise InputError(f"Splits: fold {fold} of {path} leaves no case to learn from; correct it.")
+    return found[0], found[1]
