@@ -139,6 +139,8 @@ def shown(panel, node=None) -> list[bool]:
 
 # -- the second stage -----------------------------------------------------------------------------------------------
 def test_the_result_is_reviewed_and_edited_while_it_is_assessed(assessing, slicer_host, prepared):
+    import qt
+
     ui, table = assessing.ui, assessing.ui.tumourTable
     assert ui.applyButton.text == "Stop assessing"
     assert ui.applyButton.enabled
@@ -164,6 +166,7 @@ def test_the_result_is_reviewed_and_edited_while_it_is_assessed(assessing, slice
     assert table.currentRow() == 1  # the review goes on where it was
     cell = table.item(1, VERDICT)
     assert (cell.background().color().name(), cell.foreground().color().name()) == ("#ffd54f", "#000000")
+    assert cell.data(qt.Qt.DecorationRole).name() == "#ffd54f"  # to be seen in a selected row too
     assert "every point within 9.0 mm" in " ".join(cell.toolTip().split())
     assert ui.applyButton.text == "Register && Propagate"
     assert "Done in" in ui.statusLabel.text

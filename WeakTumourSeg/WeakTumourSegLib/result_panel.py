@@ -366,6 +366,7 @@ def _explainVerdict(item: qt.QTableWidgetItem, row: tumour_table.TumourRow) -> N
         background, text = (qt.QBrush(qt.QColor(colour)) for colour in colours)
         item.setBackground(background)
         item.setForeground(text)
+        item.setData(qt.Qt.DecorationRole, qt.QColor(colours[0]))  # a square, which a selected row shows as well
 
 
 def _setQuietly(button: qt.QAbstractButton, checked: bool) -> None:
