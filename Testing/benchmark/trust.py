@@ -25,7 +25,7 @@ from weaktumour.result import RunVerdict
 from weaktumour.simulation import VERSION
 from weaktumour.simulation.tissue_maps import read_label_map
 from weaktumour.uncertainty.calibration import FILE, LEVELS, Calibration, fit
-from weaktumour.uncertainty.features import NAMES, with_products
+from weaktumour.uncertainty.features import NAMES, OF_THE_ERROR, with_products
 from weaktumour.volumes import read_volume
 
 CALIBRATION = REPOSITORY / "WeakTumourSeg" / "Resources" / "Models" / FILE
@@ -138,7 +138,8 @@ def _fitted(rows: list[dict], split: str) -> Calibration:
     return fit(
         [(row["patient"], _features(t), t["error_mm"]) for row, t in sound],
         [(row["patient"], _features(t)) for row, t in spoiled],
-        NAMES,
+        OF_THE_ERROR,
+        doubt_names=NAMES,
         models=_models(),
         simulator=VERSION,
         data=f"part {split}: {len(sound)} tumours of {patients} simulated patients (simulated MR), "

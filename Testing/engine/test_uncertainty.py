@@ -38,7 +38,7 @@ def made_up(patients: int, seed: int, tumours: int = 5) -> list[tuple[str, dict,
 def calibrated(seed: int = 0) -> Calibration:
     rng = np.random.default_rng(seed)
     spoiled = [(f"s{i}", {"spread": rng.normal(), "contrast": -8.0 + rng.normal()}) for i in range(40)]
-    return fit(made_up(60, seed), spoiled, NAMES, models={"registration": "a"}, simulator=2, data="made up")
+    return fit(made_up(240, seed), spoiled, NAMES, models={"registration": "a"}, simulator=2, data="made up")
 
 
 def test_p95_holds_the_error_of_new_patients_in_95_per_cent():

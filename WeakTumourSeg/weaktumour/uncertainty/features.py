@@ -18,6 +18,11 @@ NAMES = (
     "similarity", "seen", "depth", "stretch", "volume_scale", "outside", "volumes", "gap_p90", "strain", "bending",
     "seen_elsewhere",
 )  # fmt: skip
+# Those that the error is told from, chosen on the calibration part: with all of them the fit follows chance.
+OF_THE_ERROR = (
+    "spread", "wander", "mind_offset", "mind_contrast", "vessel_contrast", "vessel_offset", "bending", "seen",
+    "seen_elsewhere", "depth", "gap_p90",
+)  # fmt: skip
 _LOGARITHMS = {"mind_offset_mm": 0.3, "vessel_offset_mm": 0.3, "vessels_ct": 0.005, "surface_gap_mm": 0.5}
 
 
