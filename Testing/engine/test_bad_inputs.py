@@ -437,7 +437,7 @@ def test_a_device_that_is_absent(files, tmp_path, capfd, monkeypatch):
         ("register --out o --mr m --ct c --device tpu", "--device"),
         ("register --out o --mr m --ct c --preset best", "--preset"),
         ("register --out o --mr m --ct c --seed one", "--seed"),
-        ("register --out o --mr m --ct c --uncertainty on", "--uncertainty"),
+        ("register --out o --mr m --ct c --certainty on", "--certainty"),
         ("register --out o --mr m --ct c --over", "--over"),
         ("segment --out y.nii.gz", "IMAGE"),
         ("segment x --modality pet --out y.nii.gz", "--modality"),

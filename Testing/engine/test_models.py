@@ -529,7 +529,7 @@ def test_the_shipped_models_are_right():
     for entry in entries:
         models.verify(entry)
         assert entry.path.stat().st_size <= {"registration": 4e6, "segmentation": 25e6}[entry.task], entry.id
-    assert files_in(folder) == sorted([*(entry.file for entry in entries), "models.json"])
+    assert files_in(folder) == sorted([*(entry.file for entry in entries), "models.json", "uncertainty.json"])
     for task in models.TASKS:
         if models.default_id(task) is not None:
             assert models.find(None, task).origin == "shipped"

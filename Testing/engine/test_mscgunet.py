@@ -270,7 +270,7 @@ def test_sizes():
 
 
 def test_build():
-    assert set(ARCHITECTURES) == {"mscgunet", "unet"}
+    assert set(ARCHITECTURES) == {"mscgunet", "unet", "attention_unet"}
     network = build("mscgunet", {"widths": [4, 8, 8], "extra_channels": 1})
     assert isinstance(network, MSCGUNet)
     assert network.image_channels == 2

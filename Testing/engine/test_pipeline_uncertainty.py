@@ -144,10 +144,10 @@ def test_without_a_calibration(simulated_case, tmp_path, monkeypatch, wanted):
     monkeypatch.setattr(pipeline, "CALIBRATION_FILE", "none.json")
     given = arguments(simulated_case, tmp_path / "r", uncertainty=wanted)
     stages, networks = pipeline.STAGES, pipeline._choose_models(given, pipeline.STAGES, Monitor())
-    said: list[dict] = []
     if wanted == "on":
         with pytest.raises(ModelError, match=r"none\.json cannot be used"):
-            pipeline._calibration(given, stages, networks, Monitor())
+            pipeline._calibration(given, stages, networks)
     else:
-        assert pipeline._calibration(given, stages, networks, Monitor(said.append)) is None
-        assert "No tumour's uncertainty is assessed" in said[0]["message"]
+        calibration, why_not = pipeline._calibration(given, stages, networks)
+        assert calibration is None
+        assert "none.json cannot be used" in why_not

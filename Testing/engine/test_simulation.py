@@ -304,7 +304,7 @@ def test_the_dome_or_the_tip_may_lie_outside_the_mri_but_no_tumour():
 
 
 def test_drawn_tumours_shrink_until_they_fit_and_asked_ones_do_not(monkeypatch):
-    monkeypatch.setattr("weaktumour.simulation.patient.choose_diameters", lambda seed: [70.0, 70.0, 70.0])
+    monkeypatch.setattr("weaktumour.simulation.patient.choose_diameters", lambda seed, count: [70.0, 70.0, 70.0])
     case = simulate_patient(4, **QUICK)
     assert max(case.info["simulation"]["tumour_diameters_mm"]) < 70
     with pytest.raises(InputError, match="does not fit"):

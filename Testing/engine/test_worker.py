@@ -237,7 +237,7 @@ def test_a_full_request_is_read():
         (request_text(arguments={"mr": None, "ct": "b"}), "needs the argument 'mr'"),
         (request_text(arguments={"mr": "a", "ct": 3}), "ct must be"),
         (request_text(arguments={"mr": "a", "ct": "b", "mr-labels": "x"}), "no argument 'mr-labels'"),
-        (request_text(arguments={"mr": "a", "ct": "b", "uncertainty": "on"}), "no argument 'uncertainty'"),
+        (request_text(arguments={"mr": "a", "ct": "b", "certainty": "on"}), "no argument 'certainty'"),
         (request_text(arguments={"mr": "a", "ct": "b", "overwrite": 1}), "overwrite must be"),
         (request_text(arguments={"mr": "a", "ct": "b", "seed": True}), "seed must be"),
         (request_text(arguments={"mr": "a", "ct": "b", "seed": 1.5}), "seed must be"),

@@ -447,7 +447,7 @@ def test_the_panel_shows_what_there_is(ready, slicer_host):
     assert not ui.reviewSection.collapsed
     titles = [ui.tumourTable.horizontalHeaderItem(c).text() for c in range(ui.tumourTable.columnCount)]
     hidden = {title.split("\n")[0] for c, title in enumerate(titles) if ui.tumourTable.isColumnHidden(c)}
-    assert hidden == {"p50 / p95", "Visibility"}  # nothing is known of them yet
+    assert hidden == {"p50 / p95"}  # of preset fast nothing is known of it
 
 
 def test_keys_lead_from_tumour_to_tumour(done, slicer_host):

@@ -143,7 +143,7 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
     preset, stages, device = _check_settings(arguments)
     networks = _choose_models(arguments, stages, monitor)
     thresholds = _read_thresholds(arguments.verdict_mm)
-    calibration = _calibration(arguments, stages, networks, monitor)
+    calibration, why_not = _calibration(arguments, stages, networks)
     monitor.plan(preset.seconds | ({"uncertainty": _UNCERTAINTY_SECONDS} if calibration else {}))
     with open_workspace(arguments.out, arguments.overwrite) as folder:
         with monitor.stage("read"):
@@ -163,6 +163,8 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
             write_report(folder / "report.html", shown)
         _write_result(folder, content, monitor)
         monitor.check()
+    if why_not:
+        monitor.log(f"No tumour's uncertainty is assessed. {why_not}")
     if calibration:
         monitor.announce(Path(arguments.out))
         with update_workspace(arguments.out, last="result.json") as folder:
@@ -536,14 +538,17 @@ def _read_thresholds(text: str) -> Thresholds:
 
 
 def _calibration(
-    arguments: RegisterArguments, stages: tuple[str, ...], networks: Networks, monitor: Monitor
-) -> Calibration | None:
-    """The calibration for this run; None where the uncertainty is not wanted, or unknown for this kind of run."""
+    arguments: RegisterArguments, stages: tuple[str, ...], networks: Networks
+) -> tuple[Calibration | None, str]:
+    """The calibration for this run; None where the uncertainty is not wanted, or, with the reason, cannot be told.
+
+    Raises InputError and ModelError where it was asked for and cannot be told.
+    """
     wanted = arguments.uncertainty
     if wanted not in UNCERTAINTY:
         raise InputError(f'Uncertainty: "{wanted}" is not known; choose one of {", ".join(UNCERTAINTY)}.')
     if wanted == "off":
-        return None
+        return None, ""
     try:
         if arguments.preset == "fast":
             raise InputError("Uncertainty: it is not calibrated for the preset fast; choose balanced or thorough.")
@@ -553,13 +558,11 @@ def _calibration(
         for task, entry in (("registration", networks.registration), ("segmentation", networks.segmentation)):
             if entry is None or entry.sha256 != calibration.models.get(task):
                 raise InputError(f"Uncertainty: it is calibrated for another {task} model; leave that option out.")
-        return calibration
+        return calibration, ""
     except (InputError, ModelError) as error:
         if wanted == "on":
             raise
-        if arguments.preset != "fast":
-            monitor.log(f"No tumour's uncertainty is assessed. {error}")
-        return None
+        return None, "" if arguments.preset == "fast" else str(error)
 
 
 @dataclass(frozen=True)

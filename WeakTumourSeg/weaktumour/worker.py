@@ -166,7 +166,7 @@ OPERATIONS: dict[str, Operation] = {
             Option(
                 "verdict_mm",
                 str,
-                "up to the first distance (95 %) a tumour is localised, up to the second approximately",
+                "up to the first of these p95 a tumour is localised, up to the second approximately",
                 default="5,10",
                 metavar="MM,MM",
             ),
