@@ -201,7 +201,8 @@ def connect(sender: QtCore.QObject, signal: Any, *receiver: Any) -> bool:
     if not QtCore.QObject.connect(sender, "2" + signature, adapter):
         raise ValueError(f"{type(sender).__name__} cannot connect {signature}")
     pointer = shiboken6.getCppPointer(sender)[0]
-    if not any(key[0] == pointer for key in _connections):
+    # Over a copy: the garbage collector may destroy senders, and so forget connections, at any moment.
+    if not any(key[0] == pointer for key in list(_connections)):
         QtCore.QObject.connect(sender, "2destroyed()", partial(_forget, pointer))
     _connections.setdefault((pointer, signature), []).append((slot, adapter))
     return True
@@ -217,8 +218,8 @@ def disconnect(sender: QtCore.QObject, signal: Any = None, *receiver: Any) -> bo
     signature = None if signal is None else _resolve_signal(sender, signal)
     slot = _resolve_slot(*receiver) if receiver else None
     undone = False
-    for key in [k for k in _connections if k[0] == pointer and signature in (None, k[1])]:
-        for connection in [c for c in _connections[key] if slot in (None, c[0])]:
+    for key in [k for k in list(_connections) if k[0] == pointer and signature in (None, k[1])]:
+        for connection in [c for c in _connections.get(key, ()) if slot in (None, c[0])]:
             QtCore.QObject.disconnect(sender, "2" + key[1], connection[1])
             _connections[key].remove(connection)
             undone = True
@@ -228,11 +229,11 @@ def disconnect(sender: QtCore.QObject, signal: Any = None, *receiver: Any) -> bo
 def connection_count(sender: QtCore.QObject | None = None) -> int:
     """How many connections by signature there are now, of one sender or of all: a leak shows as growth."""
     pointer = None if sender is None else shiboken6.getCppPointer(sender)[0]
-    return sum(len(found) for (owner, _), found in _connections.items() if pointer in (None, owner))
+    return sum(len(found) for (owner, _), found in list(_connections.items()) if pointer in (None, owner))
 
 
 def _forget(pointer: int) -> None:
-    for key in [k for k in _connections if k[0] == pointer]:
+    for key in [k for k in list(_connections) if k[0] == pointer]:
         del _connections[key]
 
 
