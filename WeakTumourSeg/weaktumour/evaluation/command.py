@@ -118,7 +118,7 @@ def _notes(rows: list[dict], plan, options: dict[str, object]) -> list[str]:
             for method, found in settings.items()
         )
         notes.append(
-            "Peers' settings, the best of several on development patients (`Testing/benchmark/tune_peers.py`): "
+            "Peers' settings, chosen on development patients (`Testing/benchmark/tune_peers.py`): "
             f"{told}; otherwise the packages' defaults."
         )
     if any(not row.get("alone", True) for row in rows):

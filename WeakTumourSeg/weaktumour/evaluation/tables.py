@@ -108,7 +108,7 @@ def bars(summaries: dict[str, dict[str, float]], ours: str = "ours") -> str:
 
 
 def strata(rows_of: dict[str, list[Row]]) -> str:
-    """Tumour error by diameter, by motion and by what the CT shows of the tumour: median (p90) of each method."""
+    """Tumour error by diameter, motion, what the CT shows of the tumour, and its phase: median (p90) of each method."""
 
     def line(name: str, keep: Callable[[dict, Row], bool]) -> list[object] | None:
         cells: list[object] = []
@@ -132,9 +132,16 @@ def strata(rows_of: dict[str, list[Row]]) -> str:
         line(f"{look} in the CT", lambda t, r, look=look: t.get("in_ct") == look)
         for look in ("invisible", "faint", "visible")
     ]
+    phases = sorted({phase for rows in rows_of.values() for row in rows if (phase := _phase(row))})
+    lines += [line(f"{phase} CT", lambda t, r, phase=phase: _phase(r) == phase) for phase in phases]
     kinds = {"phantom": "phantoms", "label_map": "livers of label maps", "real_ct": "real CT"}
     lines += [line(text, lambda t, r, kind=kind: r["kind"] == kind) for kind, text in kinds.items()]
     return markdown_table(["tumours", "number", *rows_of], [entry for entry in lines if entry])
+
+
+def _phase(row: Row) -> str | None:
+    """Of a simulated CT."""
+    return (row.get("simulation") or {}).get("ct_phase")
 
 
 def page(rows: Sequence[Row], *, title: str, notes: Sequence[str], pictures: Sequence[str], goals: bool = False) -> str:
