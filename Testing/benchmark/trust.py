@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def main() -> int:
     arguments = _arguments()
     pairs = [Pair("smoke", 0)] if arguments.smoke else _pairs(arguments.split)
     with work_folder(arguments) as work:
-        rows = _measured(pairs, work / "trust", arguments.processes)
+        rows = _measured(pairs, work / "trust", arguments.processes, arguments.device)
     if arguments.smoke:
         print(json.dumps(rows[0]["tumours"][0], indent=1))
         return 0
@@ -52,6 +53,7 @@ def _arguments():
     options.add_argument("--fit", action="store_true", help="fit the calibration to these rows and write it")
     options.add_argument("--page", type=Path, metavar="FILE", help="write the tables as a page, with a plot beside it")
     options.add_argument("--processes", type=int, default=2, help="pairs at a time, one thread each (default: 2)")
+    options.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
     return options.parse_args()
 
 
@@ -80,10 +82,11 @@ def _pairs(split: str) -> list[Pair]:
     return [pair for _, pair in sorted(keyed, key=lambda entry: entry[0])]
 
 
-def _measured(pairs: list[Pair], folder: Path, processes: int) -> list[dict]:
+def _measured(pairs: list[Pair], folder: Path, processes: int, device: str) -> list[dict]:
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(processes, initializer=_single_thread) as pool:
-        futures = [pool.submit(_row, pair, folder) for pair in pairs]
+    fresh = get_context("spawn")  # a forked process cannot use the GPU
+    with ProcessPoolExecutor(processes, mp_context=fresh, initializer=_single_thread) as pool:
+        futures = [pool.submit(_row, pair, folder, device) for pair in pairs]
         for done, future in enumerate(as_completed(futures), start=1):
             row = future.result()
             errors = [round(t["error_mm"], 1) for t in row["tumours"] if "error_mm" in t]
@@ -100,7 +103,7 @@ def _single_thread() -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _row(pair: Pair, folder: Path) -> dict:
+def _row(pair: Pair, folder: Path, device: str) -> dict:
     """Made now, or kept from before where simulator and networks are the same."""
     path = folder / f"{pair.name.replace(' ', '-')}.json"
     key = [VERSION, *_models().values()]
@@ -108,7 +111,7 @@ def _row(pair: Pair, folder: Path) -> dict:
         row = json.loads(path.read_text(encoding="utf-8"))
         if row["key"] == key:
             return row
-    row = json_ready({"key": key, **measure(pair)})
+    row = json_ready({"key": key, **measure(pair, device=device)})
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(row) + "\n", encoding="utf-8")
     partial.replace(path)
@@ -179,6 +182,7 @@ def _evaluated(rows: list[dict], arguments) -> int:
     tables.append(markdown_table(["visible in the CT, diameter >= 12 mm", "number", "told right"], seeing))
     rank = _spearman(p95, error)
     members = _spearman(np.array([j["spread"] for j in judged]), error)
+    dropout = _spearman(np.array([j["dropout"] for j in judged]), error)
     seconds = np.array([[row["registration_s"], row["uncertainty_s"]] for row in rows if "registration_s" in row])
     ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
     sharp = float(np.median(p95) / np.median(error))
@@ -187,8 +191,9 @@ def _evaluated(rows: list[dict], arguments) -> int:
             ["figure", "value"],
             [["median error mm", float(np.median(error))], ["median p95 mm", float(np.median(p95))],
              ["rank correlation of p95 and error", rank], ["of the ensemble's spread alone", members],
+             ["of the spread under Monte Carlo dropout of MSCGUNet", dropout],
              ["localised %", 100 * float(localised.mean())],
-             ["seconds of the registration, one thread", float(np.median(seconds[:, 0]))],
+             [f"seconds of the registration ({_devices(rows)}, one thread)", float(np.median(seconds[:, 0]))],
              ["seconds of the ensemble", float(np.median(seconds[:, 1]))], ["ratio", ratio]],
         )
     )  # fmt: skip
@@ -238,7 +243,8 @@ def _judged(row: dict, tumour: dict, calibration: Calibration) -> dict:
     verdict, _ = judge_place(p95, calibration.is_doubtful(features), run, Thresholds())
     shown = ("diameter_mm", "depth_mm", "motion_mm", "in_ct", "true_cnr", "visibility")
     return {"patient": row["patient"], "spoiling": row["spoiling"], "p50": p50, "p95": p95, "verdict": verdict,
-            "doubt": calibration.doubt(features), "spread": features["spread"], "error": tumour.get("error_mm"),
+            "doubt": calibration.doubt(features), "spread": features["spread"],
+            "dropout": dict(enumerate(row["dropout_spread_mm"])).get(tumour["number"]), "error": tumour.get("error_mm"),
             **{name: tumour.get(name) for name in shown}}  # fmt: skip
 
 
@@ -312,8 +318,8 @@ def _visibility(judged: list[dict]) -> list[list[object]]:
     return lines
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else 0.0
+def _devices(rows: list[dict]) -> str:
+    return ", ".join(sorted({row["device"] for row in rows}))
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,7 +1,6 @@
 """Livers and tumours with the UNet: what becomes of its probabilities, and the shipped network on a phantom."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,21 +147,6 @@ def test_livers_that_nobody_drew(simulated_patient, shipped):
     assert completed.labels.of_role(LIVER)
     assert dice(completed.ct_liver.resample_to(simulated_patient.ct.grid).array > 0.5,
                 simulated_patient.ct_labels.array > 0) > 0.93  # fmt: skip
-
-
-def test_the_ct_is_prepared_once(simulated_patient, shipped):
-    """What refinement takes over from the UNet at its spacing is what it would have prepared for itself."""
-    case = simulated_patient
-    labels = LabelMap(case.mr_labels, name_labels(list(case.label_names), None, case.label_names))
-    turned = pipeline.find_livers(inputs_of(case, labels), shipped, torch.device("cpu"), Monitor()).in_ct_frame()
-    taken_over, _ = pipeline._scans(turned, turned.ct_scan.grid.spacing[0])
-    fresh, _ = pipeline._scans(replace(turned, ct_scan=None), turned.ct_scan.grid.spacing[0])
-    assert taken_over.value is turned.ct_scan.value
-    assert taken_over.grid == fresh.grid
-    for name in ("value", "body", "inside", "liver_distance_mm"):
-        assert np.array_equal(getattr(taken_over, name), getattr(fresh, name)), name
-    other, _ = pipeline._scans(turned, 5.0)
-    assert other.grid.spacing == (5.0, 5.0, 5.0)
 
 
 def test_given_livers_stay_as_they_are(simulated_patient, shipped):

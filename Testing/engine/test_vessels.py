@@ -54,7 +54,7 @@ def test_the_side_that_shows_vessels_is_told(of_ct, of_mr):
     assert ct.shape == (2, *SHAPE)
     assert 0 <= ct.min() < ct.max() <= 1
     assert not ct[:, liver_distance() > -5].any()
-    fixed, moving, agreement = agreeing_sides(*tensors(ct, mr), torch.ones(SHAPE, dtype=torch.bool))
+    fixed, moving, agreement = agreeing_sides(*tensors(ct, mr), SPACING)
     assert (fixed, moving) == (int(of_ct < 0), int(of_mr < 0))
     assert agreement > 0.5
     vessels = tree() * (liver_distance() < -9)
@@ -64,9 +64,15 @@ def test_the_side_that_shows_vessels_is_told(of_ct, of_mr):
 def test_what_is_not_in_both_is_not_compared():
     """A CT that shows no vessel, only its noise."""
     ct, mr = standing_out(scan(0.0, 0.04, 0)), standing_out(scan(-0.3, 0.04, 1))
-    inside = torch.from_numpy(liver_distance() < -9)
-    assert agreeing_sides(*tensors(ct, mr), inside) is None
-    assert agreeing_sides(*tensors(ct, mr), inside & False) is None
+    assert agreeing_sides(*tensors(ct, mr), SPACING) is None
+    assert agreeing_sides(*tensors(0 * ct, mr), SPACING) is None
+
+
+def test_a_rough_alignment_will_do():
+    ct, mr = standing_out(scan(0.2, 0.04, 0)), standing_out(scan(-0.3, 0.04, 1, (4.0, -3.0, 3.0)))
+    fixed, moving, agreement = agreeing_sides(*tensors(ct, mr), SPACING)
+    assert (fixed, moving) == (0, 1)
+    assert agreement > 0.4  # at the best shift
 
 
 def test_lesions_do_not_stand_out():

@@ -3,7 +3,7 @@
     read and check  ->  livers, where nobody drew them (UNet)  ->  alignment  ->  MSCGUNet's prediction  ->  refinement
     ->  one transform  ->  labels on the CT grid  ->  result folder  ->  how far off each tumour can be
 
-The transform maps CT points to MRI points (LPS mm). A stage is kept only when the label-free score improves. The result
+The transform maps CT points to MRI points (LPS mm). A stage is kept only when the label-free score says so. The result
 folder is whole before the last step, which can be stopped without losing it.
 """
 
@@ -67,6 +67,7 @@ NO_MODEL = "none"
 # A CT's liver of another size than the MRI's by more than this is not its liver, or not all of it.
 _LIKELY_VOLUME_RATIO = (0.25, 1.8)
 ALIGNMENT_SPACING_MM = 4.0
+_SURFACES_OFF = 0.1  # of 10 mm: by so much the livers may come apart where the images become more alike
 FIELD_SPACING_MM = 2.5
 FIELD_BYTES = 90e6
 _SNAP_INITIAL, _SNAP_INITIAL_MM = 2.0**-20, 2.0**-10  # see Grid.snapped
@@ -100,14 +101,14 @@ PRESETS = {
         {**_SECONDS, "refinement": 2},
     ),
     "balanced": Preset(
-        3.0,
+        2.5,
         RefinementSettings(),
-        _SECONDS,
+        {**_SECONDS, "refinement": 10},
     ),
     "thorough": Preset(
-        2.5,
-        RefinementSettings(levels=(Level(2, 16.0, 45), Level(1, 8.0, 30))),
-        {**_SECONDS, "refinement": 20},
+        2.0,
+        RefinementSettings(levels=(Level(2, 16.0, 45), Level(1, 8.0, 30, every=4))),
+        {**_SECONDS, "refinement": 40},
     ),
 }
 
@@ -192,7 +193,6 @@ class Inputs:
     ct_liver: Volume | None
     initial: Affine
     found: tuple[str, ...] = ()
-    ct_scan: Scan | None = None  # the CT as prepared for the UNet, in the CT's frame, where it was
 
     @cached_property
     def ct_frame(self) -> np.ndarray:
@@ -226,7 +226,6 @@ class Inputs:
             None if self.ct_liver is None else turned(self.ct_liver),
             Affine(initial),
             self.found,
-            self.ct_scan,
         )
 
 
@@ -310,7 +309,7 @@ def find_livers(inputs: Inputs, model: ModelEntry | None, device: torch.device, 
 
     Raises InputError where the MRI's liver is neither given nor found.
     """
-    labels, ct_liver, found, ct_scan = inputs.labels, inputs.ct_liver, [], None
+    labels, ct_liver, found = inputs.labels, inputs.ct_liver, []
     # In the CT's frame, so that a turned case gives the same livers (see Inputs.in_ct_frame).
     frame, turned = inputs.ct_frame, replace(inputs, labels=None).in_ct_frame()
     if labels is None or not labels.of_role(LIVER):
@@ -327,23 +326,23 @@ def find_livers(inputs: Inputs, model: ModelEntry | None, device: torch.device, 
         found.append("mr")
     monitor.update(0.5)
     if ct_liver is None and model is not None:
-        ct_liver, ct_scan = _find_ct_liver(turned.ct, labels, model, device, monitor)
+        ct_liver = _find_ct_liver(turned.ct, labels, model, device, monitor)
         if ct_liver is not None:
             ct_liver = Volume(ct_liver.array, ct_liver.grid.moved(frame))
             found.append("ct")
-    return replace(inputs, labels=labels, ct_liver=ct_liver, found=tuple(found), ct_scan=ct_scan)
+    return replace(inputs, labels=labels, ct_liver=ct_liver, found=tuple(found))
 
 
 def _find_ct_liver(
     ct: Volume, labels: LabelMap, model: ModelEntry, device: torch.device, monitor: Monitor
-) -> tuple[Volume | None, Scan | None]:
-    """The CT's liver as a probability, None where it is not found or cannot be this patient's; the prepared CT."""
+) -> Volume | None:
+    """The CT's liver as a probability, None where it is not found or cannot be this patient's."""
     segmentation = segment(ct, "ct", model, device, monitor)
     try:
         liver = segmentation.liver()
     except NoLiver:
         monitor.log("No liver was found in the CT: registration goes by the images alone.")
-        return None, segmentation.scan
+        return None
     whole = labels.mask(LIVER, TUMOUR).sum() * labels.volume.grid.voxel_volume_mm3
     ratio = float((liver.array > 0.5).sum() * liver.grid.voxel_volume_mm3 / max(whole, 1.0))
     low, high = _LIKELY_VOLUME_RATIO
@@ -352,8 +351,8 @@ def _find_ct_liver(
             f"The liver found in the CT has {ratio:.2f} times the volume of the MRI's: it is not used, "
             "registration goes by the images alone."
         )
-        return None, segmentation.scan
-    return liver, segmentation.scan
+        return None
+    return liver
 
 
 # -- registration -------------------------------------------------------------------------------------------------
@@ -410,11 +409,8 @@ def field_grid(ct: Grid) -> Grid:
 def _scans(inputs: Inputs, spacing_mm: float) -> tuple[Scan, Scan]:
     lesion = inputs.labels.mask(TUMOUR)
     lesions = Volume(lesion, inputs.labels.volume.grid) if lesion.any() else None
-    known = inputs.ct_scan
-    if known is not None and known.grid.spacing[0] != spacing_mm:
-        known = None
     return (
-        prepare_ct(inputs.ct, spacing_mm, inputs.ct_liver, known),
+        prepare_ct(inputs.ct, spacing_mm, inputs.ct_liver),
         prepare_mr(inputs.mr, spacing_mm, inputs.labels.whole_liver(), lesions),
     )
 
@@ -512,9 +508,15 @@ def _follow_visible(inputs: Inputs, registration: Registered, stages: tuple[str,
 def _judge(
     start: Registered, stage: str, what: str, deformation: DisplacementField, min_jacobian: float, monitor: Monitor
 ) -> Registered:
-    """A stage's deformation (applied before the alignment) in place of the former one, if the score improves."""
-    score = start.scorer(Composed(start.alignment.transform, deformation))
-    kept = score < start.score and min_jacobian > 0
+    """A stage's deformation (applied before the alignment) in place of the former one, if it is the better one."""
+    terms = start.scorer.terms(Composed(start.alignment.transform, deformation))
+    score, better = sum(terms), sum(terms) < start.score
+    if stage == "refinement" and start.fixed.liver_distance_mm is not None:
+        # One of the two livers is a network's, or drawn by hand: surfaces a little farther apart say less than images
+        # that are more alike.
+        similarity, apart, _ = start.scorer.terms(start.total)
+        better = terms[0] < similarity and terms[1] < apart + _SURFACES_OFF
+    kept = better and min_jacobian > 0
     candidates = [*start.candidates, results.Candidate(start.alignment.winner.name, stage, score, kept)]
     if not kept:
         monitor.log(f"{what} did not improve the score and was dropped.")

@@ -18,7 +18,7 @@ from .errors import InputError, ModelError
 from .labels import LIVER, TUMOUR, Label, LabelMap, equivalent_diameter
 from .models import ModelEntry, find, load
 from .progress import Monitor
-from .registration.preparation import Scan, prepare_ct, prepare_mr, tensor
+from .registration.preparation import prepare_ct, prepare_mr, tensor
 from .volumes import Grid, Volume, read_volume, write_volume
 from .workspace import open_file
 
@@ -37,14 +37,10 @@ class NoLiver(InputError):
 
 @dataclass(frozen=True)
 class Segmentation:
-    """probability: (3, z, y, x) float32 of background, liver, tumour on an isotropic grid along the image's axes.
-
-    scan: the image as the network saw it.
-    """
+    """probability: (3, z, y, x) float32 of background, liver, tumour on an isotropic grid along the image's axes."""
 
     probability: np.ndarray
     grid: Grid
-    scan: Scan | None = None
 
     def moved(self, motion: np.ndarray) -> Segmentation:
         """The same on a grid moved by a rigid (4, 4) motion."""
@@ -109,7 +105,7 @@ def segment(image: Volume, modality: str, entry: ModelEntry, device: torch.devic
     probability = np.zeros((3, *scan.grid.shape), dtype=np.float32)
     probability[0] = 1
     probability[(slice(None), *box)] = found
-    return Segmentation(probability, scan.grid, scan)
+    return Segmentation(probability, scan.grid)
 
 
 @torch.no_grad()

@@ -14,9 +14,10 @@ import torch
 
 from ..cases import Case
 from ..deformation import Affine
+from ..devices import choose_device
 from ..errors import InputError
 from ..labels import LIVER, TUMOUR, Label, LabelMap
-from ..models import find
+from ..models import ModelEntry, find
 from ..pipeline import (
     PRESETS,
     STAGES,
@@ -30,12 +31,15 @@ from ..pipeline import (
 )
 from ..progress import Monitor
 from ..quality import Visibility, judge_run, visibility
+from ..registration.prediction import predict
+from ..registration.refinement import Composed
 from ..simulation import simulate_from_ct, simulate_patient
 from ..simulation.contrast import MR_PROTOCOLS
 from ..simulation.tumours import Look, choose_looks
 from ..uncertainty.ensemble import place_of, tumour_points
 from ..volumes import Volume
 
+_DROPOUT_SAMPLES = 8
 TUMOURS = 5  # of each patient: many, so that few registrations say much
 SPOILINGS = ("other patient's CT", "mirrored MRI", "half a liver", "lost alignment")
 Row = dict[str, object]
@@ -109,20 +113,22 @@ def _halved(case: Case, seed: int) -> Case:
     )
 
 
-def measure(pair: Pair, preset: str = "balanced", seed: int = 0) -> Row:
-    """Register a pair and measure its uncertainty, on the CPU. A pair that is refused (InputError) says so."""
+def measure(pair: Pair, preset: str = "balanced", seed: int = 0, device: str = "cpu") -> Row:
+    """Register a pair and measure its uncertainty. A pair that is refused (InputError) says so."""
     case = simulate(pair)
+    device = choose_device(device)
     row: Row = {
         "patient": pair.name,
         "seed": pair.seed,
         "spoiling": pair.spoiling,
+        "device": str(device),
         "simulation": case.info.get("simulation"),
         "tumours": [],
     }
     values = [int(v) for v in np.unique(case.mr_labels.array) if v]
     labels = LabelMap(case.mr_labels, [Label(v, str(v), LIVER if v == 1 else TUMOUR) for v in values])
     networks = Networks(find(None, "registration"), find(None, "segmentation"))
-    device, monitor = torch.device("cpu"), Monitor()
+    monitor = Monitor()
     begun = time.monotonic()
     try:
         inputs = Inputs(case.mr, case.ct, labels, None, Affine.identity())
@@ -132,14 +138,42 @@ def measure(pair: Pair, preset: str = "balanced", seed: int = 0) -> Row:
         return row | {"refused": str(error)}
     registered = time.monotonic()
     measured = measure_uncertainty(inputs, registration, device, seed, monitor)
+    assessed = time.monotonic()
+    dropout = [] if pair.spoiling else dropout_spreads(inputs, registration, networks.registration, device, seed)
     run = judge_run(registration.alignment, registration.score)
     return row | {
         "registration_s": registered - begun,
-        "uncertainty_s": time.monotonic() - registered,
+        "uncertainty_s": assessed - registered,
+        "dropout_spread_mm": dropout,
         "run": run.verdict,
         "score": registration.score,
         "tumours": _tumours(case, inputs, registration, measured, spoiled=pair.spoiling is not None),
     }
+
+
+def dropout_spreads(
+    inputs: Inputs, registration: Registered, network: ModelEntry, device: torch.device, seed: int
+) -> list[float]:
+    """Of each tumour the spread (mm, root mean square) of where MSCGUNet puts it with its dropout left on.
+
+    Monte Carlo dropout (Gal and Ghahramani, ICML 2016), to compare with.
+    """
+
+    def with_dropout(network: torch.nn.Module) -> None:
+        for module in network.modules():
+            module.train(isinstance(module, torch.nn.Dropout))
+
+    labels, alignment = inputs.in_ct_frame().labels, registration.alignment.transform
+    points = [tumour_points(labels, label.value) for label in labels.tumours]
+    places = []
+    for sample in range(_DROPOUT_SAMPLES):
+        torch.manual_seed(seed * _DROPOUT_SAMPLES + sample)
+        found = predict(
+            registration.fixed, registration.moving, alignment, network, device, Monitor(), prepare=with_dropout
+        )
+        places.append([place_of(Composed(alignment, found.transform), p) for p in points])
+    off = np.asarray(places, dtype=float).reshape(_DROPOUT_SAMPLES, len(points), 3)
+    return np.sqrt(np.square(off - off.mean(0)).sum(-1).mean(0)).tolist()
 
 
 def _tumours(case: Case, inputs: Inputs, registration: Registered, measured: Measured, spoiled: bool) -> list[dict]:
@@ -152,6 +186,7 @@ def _tumours(case: Case, inputs: Inputs, registration: Registered, measured: Mea
         place = place_of(registration.total, points)
         entry: dict[str, object] = {
             "label": label.value,
+            "number": number,
             "features": measured.features[number],
             "members_mm": (measured.ensemble.places_mm[:, number] - place).tolist(),
             "inside_ct": bool(inputs.ct.grid.moved(frame).contains(place[None])[0]),

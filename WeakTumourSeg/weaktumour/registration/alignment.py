@@ -197,7 +197,7 @@ class Scorer:
         distance = sample(self._distance, index)
         if known_liver:
             known = torch.from_numpy(self.fixed.liver_distance_mm[slices])
-            band = ((known.abs() < 5) | (distance[0, 0].abs() < 5)) & (keep > 0.5)
+            band = ((known.abs() < 5) | (distance[0, 0].abs() < 5)) & (keep > 0.5) & (self._fixed_valid[slices] > 0.5)
             # Nothing of either surface in sight: as far apart as distances go.
             anatomy = float((distance[0, 0] - known)[band].abs().mean()) / 10.0 if band.any() else _FARTHEST
         else:

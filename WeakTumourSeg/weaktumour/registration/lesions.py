@@ -3,7 +3,7 @@
 The refinement leaves lesions out of what it compares, since most cannot be seen in the CT and their edge would pull
 the field the wrong way. Some can. Round the place where the registration puts a tumour its shape is tried at every
 shift: the mean attenuation inside less that of a ring round it. A response is believed where it stands out from those
-that the same shape finds anywhere else in this liver; otherwise nothing is changed.
+that the same shape finds anywhere else in this liver, and the more so the farther it is; otherwise nothing is changed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..volumes import Grid, Volume
 _REACH_MM = 10.0
 _RING_MM = (1.0, 7.0)  # from the tumour's surface
 _SOFT_HU = 80.0  # what differs more from the liver's median is no parenchyma
-_STANDS_OUT = 5.0  # in spreads of the responses elsewhere
+_STANDS_OUT = 6.0  # in spreads of the responses elsewhere; the more, the farther away
 _BEYOND_OTHERS = 1.25  # times the largest half per cent of them
-_NEAR_MM = 8.0  # shifts are likelier the smaller they are: this is the prior's spread
+_NEAR_MM = 5.0  # shifts are likelier the smaller they are: this is the prior's spread
 _FEWEST_PLACES = 200
 _THICK_VOXELS = 2  # what an opening of so many leaves is too thick for a vessel
 _RIGID_MM, _FADE_MM = 3.0, 20.0  # a correction is full so far beyond the tumour, and gone so much further
@@ -160,7 +160,7 @@ def _find(
     squared = spacing**2 * (z**2 + y**2 + x**2)
     likely = np.where(squared <= _REACH_MM**2, np.abs(response) * np.exp(-squared / (2 * _NEAR_MM**2)), 0.0)
     best = np.unravel_index(int(likely.argmax()), likely.shape)
-    if not abs(response[best]) > bound:
+    if not likely[best] > bound:
         return None
     # The prior chose the hill; its top is the response's own.
     strength = np.where(squared <= _REACH_MM**2, np.abs(response), 0.0)

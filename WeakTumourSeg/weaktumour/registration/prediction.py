@@ -6,6 +6,7 @@ faces of the cube and is defined everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,17 @@ class Predicted:
 
 
 def predict(
-    fixed: Scan, moving: Scan, alignment: Affine, entry: ModelEntry, device: torch.device, monitor: Monitor
+    fixed: Scan,
+    moving: Scan,
+    alignment: Affine,
+    entry: ModelEntry,
+    device: torch.device,
+    monitor: Monitor,
+    prepare: Callable[[nn.Module], object] = lambda network: None,
 ) -> Predicted:
     """MSCGUNet's deformation between a CT and an MRI that `alignment` brings together.
 
-    Raises ModelError for a model of another make.
+    prepare: called with the network before it is asked. Raises ModelError for a model of another make.
     """
     if entry.task != "registration":
         raise ModelError(f"Model {entry.id}: it is for {entry.task}; choose a registration model.")
@@ -61,6 +68,7 @@ def predict(
 
     def run(device: torch.device) -> torch.Tensor:
         network = load(entry, device)
+        prepare(network)
         channels = 1 if published else network.image_channels
         seen = [
             _on_grid(scan, grid, transform, device)
@@ -102,7 +110,8 @@ def _on_grid(scan: Scan, grid: Grid, transform: Affine, device: torch.device) ->
     value = resample_affine(tensor(scan.value * (scan.inside > 0.5)), scan.grid, grid, transform, outside=0.0)
     if scan.liver_distance_mm is None:
         return value.to(device), None
-    distance = tensor(scan.liver_distance_mm)
+    # As in training: where the image ends, the liver is said to be far away.
+    distance = tensor(np.where(scan.inside > 0.5, scan.liver_distance_mm, DISTANCE_LIMIT_MM))
     distance = resample_affine(distance, scan.grid, grid, transform, outside=DISTANCE_LIMIT_MM)
     return value.to(device), distance.to(device)
 

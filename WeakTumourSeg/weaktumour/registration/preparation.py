@@ -6,7 +6,7 @@ the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
@@ -40,17 +40,15 @@ class Scan:
     lesion_distance_mm: np.ndarray | None
 
 
-def prepare_ct(ct: Volume, spacing_mm: float, liver: Volume | None, known: Scan | None = None) -> Scan:
-    """known: the same CT at the same spacing, prepared before; then only the liver is new."""
-    if known is not None:
-        return replace(known, liver_distance_mm=signed_distance(liver, known.grid))
+def prepare_ct(ct: Volume, spacing_mm: float, liver: Volume | None) -> Scan:
     ct = ct.along_patient_axes()
     grid = Grid.around(ct.grid.corners(), spacing_mm, like=ct.grid)
     coarse = ct.resample_to(grid, outside=AIR_HU)
     low, high = CT_WINDOW_HU
     value = np.clip((coarse.array - low) / (high - low), 0, 1)
     body = _largest_body(coarse.array > BODY_THRESHOLD_HU)
-    return Scan(grid, value, body, _inside(ct, coarse).astype(np.float32), signed_distance(liver, grid), None)
+    inside = _inside(ct, coarse).astype(np.float32)
+    return Scan(grid, value, body, inside, signed_distance(liver, grid, inside), None)
 
 
 def prepare_mr(mr: Volume, spacing_mm: float, liver: Volume | None, lesion: Volume | None) -> Scan:
@@ -64,7 +62,8 @@ def prepare_mr(mr: Volume, spacing_mm: float, liver: Volume | None, lesion: Volu
     within = coarse.array[body > 0.5]
     low, high = np.percentile(within if within.size else values, (1, 99.5))
     value = np.clip((coarse.array - low) / max(high - low, 1e-6), 0, 1)
-    return Scan(grid, value, body, inside, signed_distance(liver, grid), signed_distance(lesion, grid, 0.2))
+    lesions = signed_distance(lesion, grid, inside, threshold=0.2)
+    return Scan(grid, value, body, inside, signed_distance(liver, grid, inside), lesions)
 
 
 def _inside(volume: Volume, coarse: Volume) -> np.ndarray:
@@ -110,23 +109,45 @@ def _largest_body(mask: np.ndarray) -> np.ndarray:
     return body.astype(np.float32)
 
 
-def signed_distance(mask: Volume | None, grid: Grid, threshold: float = 0.5) -> np.ndarray | None:
+def signed_distance(
+    mask: Volume | None, grid: Grid, inside: np.ndarray, threshold: float = 0.5
+) -> np.ndarray | None:  # fmt: skip
     """Signed distance to the mask's surface in mm, cut off at the limit, on the working grid.
 
-    mask: bool, or a probability whose surface is at 0.5. threshold: share of a working voxel that must be mask; low
-    keeps small objects.
+    mask: bool, or a probability whose surface is at 0.5. inside: see `Scan`; where the image ends nothing is known, so
+    a liver that is cut there has no surface there. threshold: share of a working voxel that must be mask; low keeps
+    small objects.
     """
     if mask is None or not mask.array.any():
         return None
     array = mask.array.astype(np.float32 if mask.array.dtype.kind == "f" else np.uint8)
     share = Volume(array, mask.grid).along_patient_axes().resample_to(grid).array
-    inside = share >= min(threshold, float(share.max()))
-    image = sitk.GetImageFromArray(inside.astype(np.uint8))
-    image.SetSpacing(grid.spacing)
-    beyond = np.maximum(sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, False, False, True)), 0)
-    within = sitk.SignedMaurerDistanceMap(sitk.Equal(image, 0), False, False, True)
-    distance = beyond - np.maximum(sitk.GetArrayFromImage(within), 0)
+    within = (share >= min(threshold, float(share.max()))) & (inside > 0.5)
+    if not within.any():
+        return None
+    # The outermost voxels are only partly in the image, and so are their shares.
+    covered = sitk.BinaryErode(
+        sitk.GetImageFromArray((inside > 0.5).astype(np.uint8)), [1] * 3, sitk.sitkBall, 0.0, 1.0, False
+    )
+    beyond = (share < threshold) & (sitk.GetArrayFromImage(covered) > 0) & ~within
+    distance = _distance_to(within, grid) - _distance_to(beyond, grid)
     return np.clip(distance, -DISTANCE_LIMIT_MM, DISTANCE_LIMIT_MM).astype(np.float32)
+
+
+def surface_known(scan: Scan) -> np.ndarray:
+    """(z, y, x) bool: where the liver's nearest surface is told; elsewhere one beyond the image's end may be nearer."""
+    seen = np.pad(scan.inside > 0.5, 1)
+    to_end = _distance_to(~seen, scan.grid)[1:-1, 1:-1, 1:-1]
+    return np.abs(scan.liver_distance_mm) < to_end
+
+
+def _distance_to(mask: np.ndarray, grid: Grid) -> np.ndarray:
+    """mm to the nearest voxel that is set, 0 in it; beyond the limit where there is none."""
+    if not mask.any():
+        return np.full(mask.shape, 2 * DISTANCE_LIMIT_MM, dtype=np.float32)
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image.SetSpacing(grid.spacing)
+    return np.maximum(sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, False, False, True)), 0)
 
 
 def unlike_liver(value: torch.Tensor, core: torch.Tensor, pull: float) -> torch.Tensor:

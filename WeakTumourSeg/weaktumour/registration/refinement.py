@@ -33,7 +33,7 @@ from ..deformation import Affine, DisplacementField, compose, integrate, jacobia
 from ..progress import Monitor
 from ..volumes import Grid
 from .prediction import Predicted
-from .preparation import Scan, resample_affine, tensor, unlike_liver
+from .preparation import Scan, resample_affine, surface_known, tensor, unlike_liver
 from .search import as_velocity, shift_costs, smooth_shifts
 from .similarity import erode, mind_ssc
 from .vessels import agreeing_sides, standing_out
@@ -42,16 +42,21 @@ _FADE_MM = 15.0  # over this distance the deformation falls to zero at the worki
 _INTEGRATION_STEPS = 4  # while optimising
 _STEP_VOXELS = 0.25  # of the result's integration, at most
 _LESION_ROUNDS = 4  # of smoothing what the search finds in lesions: nodes of its lattice that the rim reaches in
+_VESSELS_MM = 5.0  # the lattice on which the images are asked whether they show the same vessels
 _SPARSE = 4  # far from the liver one in so many points is compared
 
 
 @dataclass(frozen=True)
 class Level:
-    """pooling: working voxels per compared voxel along each axis. control_mm: B-spline knot distance."""
+    """pooling: working voxels per compared voxel along each axis. control_mm: B-spline knot distance.
+
+    every: one in so many of the voxels near the liver is compared; neighbours say much the same.
+    """
 
     pooling: int
     control_mm: float
     steps: int
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class RefinementSettings:
     field, everywhere; 0 for none.
     """
 
-    levels: tuple[Level, ...] = (Level(2, 16.0, 20), Level(1, 10.0, 12))
+    levels: tuple[Level, ...] = (Level(2, 16.0, 20), Level(1, 10.0, 12, every=4))
     learning_rate_mm: float = 1.0
     gradient: float = 0.001
     bending: float = 0.014
@@ -247,10 +252,12 @@ class _Problem:
             self.lesion = torch.sigmoid((settings.lesion_stiff_rim_mm - lesion) / 0.7)
             self.stiffness = self.stiffness * (1 + settings.lesion_stiffness * self.lesion)
 
-        # What is known of the CT's liver: its surface, and what cannot be liver.
+        # What is known of the livers: their surfaces, and what cannot be liver.
+        self.liver_known = valid * from_moving(surface_known(moving).astype(np.float32))
         self.surface = None
         if fixed.liver_distance_mm is not None:
             self.surface = (from_fixed(fixed.liver_distance_mm, None), distance)
+            self.surface_known = from_fixed(surface_known(fixed).astype(np.float32))
         self.standing_out = None
         found = [standing_out(scan) for scan in (fixed, moving)] if settings.vessels else []
         if found and all(image is not None for image in found):
@@ -270,12 +277,12 @@ class _Problem:
         """Let the liver's vessels count among the features, where the images, moved so far, show the same ones."""
         if self.standing_out is None:
             return
-        pool = self.settings.levels[0].pooling
+        pool = max(1, round(_VESSELS_MM / self.spacing))
         fixed, moving = (F.avg_pool3d(image, pool) for image in self.standing_out)
         if velocity.given is not None:
             start, to_compared = self._start(velocity, pool)
             moving = warp(moving, _separable(2 * start, to_compared))
-        sides = agreeing_sides(fixed, moving, (fixed.sum(1) + moving.sum(1))[0] > 0)
+        sides = agreeing_sides(fixed, moving, pool * self.spacing)
         if sides is None:
             return
         of_fixed, of_moving, agreement = sides
@@ -341,7 +348,7 @@ class _Problem:
         spacing = 2 * pool * self.spacing  # of the lattice that carries the velocity
         to_compared = [_linear_matrix(c, a) for c, a in zip(carried, compared, strict=True)]
 
-        data = _Comparison(self, pool)
+        data = _Comparison(self, pool, level.every)
         stiffness, liver = (F.avg_pool3d(image, 2 * pool) for image in (self.stiffness, self.liver))
         base, bases = velocity.on(carried), velocity.bases(carried, level.control_mm)
         control = velocity.new_control(level.control_mm).requires_grad_(True)
@@ -390,7 +397,7 @@ class _Problem:
 class _Comparison:
     """The terms that look at the images, at the points of a pooled lattice that matter."""
 
-    def __init__(self, problem: _Problem, pool: int) -> None:
+    def __init__(self, problem: _Problem, pool: int, every: int) -> None:
         def pooled(image: torch.Tensor) -> torch.Tensor:
             return F.avg_pool3d(image, pool) if pool > 1 else image
 
@@ -398,25 +405,24 @@ class _Comparison:
         self.spacing = pool * problem.spacing
         weight, near = pooled(problem.fixed_weight), pooled(problem.near_liver) > 0
         z, y, x = torch.meshgrid(*(torch.arange(n, device=problem.device) for n in weight.shape[2:]), indexing="ij")
-        # Of unpooled voxels, which have eight times as many, one in four says as much.
-        dense = 1 if pool > 1 else 4
         place = z + 3 * y + 5 * x
-        taken = torch.where(near[0, 0], place % dense == 0, place % (dense * _SPARSE) == 0)
+        taken = torch.where(near[0, 0], place % every == 0, place % (every * _SPARSE) == 0)
         chosen = ((weight[0, 0] > 0.05) & taken).reshape(-1).nonzero()[:, 0]
         # sample() shares points out over threads along the first axis.
         threads = torch.get_num_threads() if problem.device.type == "cpu" else 1
         self.points = chosen[: len(chosen) // threads * threads]
         self.layout = (threads, 1, len(self.points) // threads)
         self.start = torch.stack((x, y, z)).reshape(3, -1)[:, self.points].float()
-        multiplicity = dense * torch.where(near.reshape(-1)[self.points], 1.0, float(_SPARSE))
+        multiplicity = every * torch.where(near.reshape(-1)[self.points], 1.0, float(_SPARSE))
         self.fixed_weight = self._at_points(weight)[0] * multiplicity
         self.fixed_features = self._at_points(pooled(problem.fixed_features))
         self.unlike = self._at_points(pooled(problem.unlike))[0] * multiplicity
-        channels = [problem.moving_features, problem.moving_weight, problem.liver]
+        channels = [problem.moving_features, problem.moving_weight, problem.liver_known, problem.liver]
         self.surface = None
         if problem.surface is not None:
             known, moving = problem.surface
             self.surface = self._at_points(pooled(known))[0]
+            self.surface_weight = self.fixed_weight * self._at_points(pooled(problem.surface_known))[0]
             channels.append(moving)
         self.moving = pooled(torch.cat(channels, 1))
 
@@ -431,11 +437,13 @@ class _Comparison:
         features, others = values[: len(self.fixed_features)], values[len(self.fixed_features) :]
         weight = self.fixed_weight * others[0].detach()
         difference = (features - self.fixed_features).square().mean(0)
-        cost = (weight * difference).sum() + s.liver_tissue * (self.unlike * others[1]).sum()
+        # Where an image ends, nothing is known of its liver.
+        known = others[1].detach()
+        cost = (weight * difference).sum() + s.liver_tissue * (known * self.unlike * others[2]).sum()
         if self.surface is not None:
-            band = (self.surface.abs() < 12) | (others[2].detach().abs() < 12)
-            gap = F.smooth_l1_loss(others[2] / 5, self.surface / 5, reduction="none", beta=0.5)
-            cost = cost + s.liver_distance * (band * self.fixed_weight * gap).sum()
+            band = known * ((self.surface.abs() < 12) | (others[3].detach().abs() < 12))
+            gap = F.smooth_l1_loss(others[3] / 5, self.surface / 5, reduction="none", beta=0.5)
+            cost = cost + s.liver_distance * (band * self.surface_weight * gap).sum()
         return cost, weight.sum()
 
 

@@ -8,9 +8,12 @@ the two sides that agree best once the images are roughly aligned.
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import SimpleITK as sitk
 import torch
+import torch.nn.functional as F
 
 from .preparation import Scan
 
@@ -20,7 +23,8 @@ _LESION_MM = 3.0
 _NOISE = 1.0  # in robust standard deviations: what stands out less is none
 _LEAST_RANGE = 2.0  # a liver without vessels does not make some of its noise
 _FEWEST_VOXELS = 500
-_LEAST_AGREEMENT = 0.15  # correlation; below it nothing says that the same is seen in both
+_SHIFT_MM = 10.0  # beyond what alignment may be off by a vessel is another one
+_STANDS_OUT = 5.0  # standard deviations over the shifts; what is not the same in both stays below
 
 
 def standing_out(scan: Scan) -> np.ndarray | None:
@@ -30,7 +34,7 @@ def standing_out(scan: Scan) -> np.ndarray | None:
     """
     if scan.liver_distance_mm is None:
         return None
-    inside = scan.liver_distance_mm < -_DEPTH_MM
+    inside = (scan.liver_distance_mm < -_DEPTH_MM) & (scan.inside > 0.5)
     if scan.lesion_distance_mm is not None:
         inside &= scan.lesion_distance_mm > _LESION_MM
     if int(inside.sum()) < _FEWEST_VOXELS:
@@ -53,20 +57,40 @@ def standing_out(scan: Scan) -> np.ndarray | None:
     return result
 
 
-def agreeing_sides(fixed: torch.Tensor, moving: torch.Tensor, where: torch.Tensor) -> tuple[int, int, float] | None:
+def agreeing_sides(fixed: torch.Tensor, moving: torch.Tensor, spacing_mm: float) -> tuple[int, int, float] | None:
     """Which side of each image shows the vessels, and the correlation of the two; None where no two sides agree.
 
-    fixed, moving: (1, 2, z, y, x), see `standing_out`, roughly aligned. where: bool (z, y, x).
+    Two sides agree where their correlation, at the best of the small shifts that alignment may be off by, stands out
+    from that at all others: noise, and what hangs together with the liver's shape alone, correlates anywhere alike.
+    fixed, moving: (1, 2, z, y, x), see `standing_out`, roughly aligned.
     """
-    if int(where.sum()) < 2:
+    shown = fixed[0].amax(0) > 0
+    if int(shown.sum()) < 2:
         return None
-    values = torch.cat((fixed[0][:, where], moving[0][:, where]))
-    values = values - values.mean(1, keepdim=True)
-    values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-9)
-    correlation = values[:2] @ values[2:].T
-    best = int(correlation.argmax())
-    agreement = float(correlation.flatten()[best])
-    return (best // 2, best % 2, agreement) if agreement > _LEAST_AGREEMENT else None
+    index = shown.nonzero()
+    box = tuple(slice(int(low), int(high) + 1) for low, high in zip(index.amin(0), index.amax(0), strict=True))
+    step = int(np.ceil(_SHIFT_MM / spacing_mm))
+    reach = 2 * step
+    ours, others = fixed[0][(slice(None), *box)], F.pad(moving[0], (reach,) * 6)
+
+    def correlation(shift: tuple[int, ...]) -> torch.Tensor:
+        place = tuple(slice(span.start + reach + s, span.stop + reach + s) for span, s in zip(box, shift, strict=True))
+        theirs = others[(slice(None), *place)]
+        where = (ours.amax(0) > 0) | (theirs.amax(0) > 0)
+        values = torch.cat((ours[:, where], theirs[:, where]))
+        values = values - values.mean(1, keepdim=True)
+        values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        return (values[:2] @ values[2:].T).flatten()
+
+    near = [correlation(shift) for shift in product((-1, 0, 1), repeat=3)]
+    far = [correlation(tuple(step * s for s in shift)) for shift in product(range(-2, 3), repeat=3)
+           if max(map(abs, shift)) == 2]  # fmt: skip
+    best, elsewhere = torch.stack(near).amax(0), torch.stack(far)
+    stands_out = (best - elsewhere.mean(0)) / elsewhere.std(0).clamp(min=1e-6)
+    sides = int(stands_out.argmax())
+    if float(stands_out[sides]) < _STANDS_OUT:
+        return None
+    return sides // 2, sides % 2, float(best[sides])
 
 
 def _gauss(array: np.ndarray, sigma: float) -> np.ndarray:

@@ -25,7 +25,7 @@ from ..cases import Case
 from ..deformation import Affine
 from ..errors import InputError
 from ..labels import TUMOUR
-from ..registration.preparation import Scan, prepare_ct, prepare_mr
+from ..registration.preparation import DISTANCE_LIMIT_MM, Scan, prepare_ct, prepare_mr
 from ..volumes import Grid, Volume
 from .cohort import Member, labels_of
 from .pseudo_labels import classes_of, shown_in_ct
@@ -101,8 +101,8 @@ def prepare(case: Case, spacing_mm: float, registration_mm: float) -> Prepared:
             [
                 _seen(moving),
                 moving.inside,
-                moving.liver_distance_mm,
-                np.full_like(moving.value, 30.0) if distance is None else distance,
+                np.where(moving.inside > 0.5, moving.liver_distance_mm, DISTANCE_LIMIT_MM).astype(np.float32),
+                np.full_like(moving.value, DISTANCE_LIMIT_MM) if distance is None else distance,
             ]
         ),
         moving_grid=moving.grid,

@@ -37,7 +37,7 @@ from ..errors import InputError, ModelError
 from ..models import ModelEntry, save_weights
 from ..networks import build
 from ..progress import Monitor
-from ..registration.preparation import signed_distance
+from ..registration.preparation import DISTANCE_LIMIT_MM, signed_distance
 from ..volumes import Grid, Volume, write_volume
 from . import loop, published
 from .cohort import Member, labels_of
@@ -587,7 +587,10 @@ def find_pair(case: Case, prepared: Prepared, unet: ModelEntry, stages: tuple[st
     straight = inputs.in_ct_frame()
     if straight.ct_liver is not None:
         liver = straight.ct_liver.resample_to(prepared.ct_grid).array
-        distance = signed_distance(straight.ct_liver, prepared.fixed_grid)
+        measured = prepared.fixed[1]
+        distance = signed_distance(straight.ct_liver, prepared.fixed_grid, measured)
+        if distance is not None:
+            distance = np.where(measured > 0.5, distance, DISTANCE_LIMIT_MM).astype(np.float32)
     return Pair(found.alignment.transform.matrix, liver, distance)
 
 
