@@ -35,6 +35,7 @@ from WeakTumourSegLib.worker_process import CANCELLED, DONE, FAILED
 
 _SETTINGS = "WeakTumourSeg"
 _LONGEST_BUTTON_TEXT = 60
+PAGES = "https://github.com/WeakTumourSeg/SlicerWeakTumourSeg/blob/main"
 
 
 class WeakTumourSeg(ScriptedLoadableModule):
@@ -46,14 +47,27 @@ class WeakTumourSeg(ScriptedLoadableModule):
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
         self.parent.dependencies = ["Segmentations", "Volumes", "Transforms", "SubjectHierarchy"]
         self.parent.contributors = ["The WeakTumourSeg contributors"]
-        self.parent.helpText = _(
-            "Carries liver and tumour labels from a pre-operative MRI onto an intra-operative CT in which the tumour "
-            "cannot be seen. For research only; not a medical device."
+        self.parent.helpText = (
+            _(
+                "Carries liver and tumour labels from a pre-operative MRI onto an intra-operative CT in which the tumour "
+                "cannot be seen. For research only; not a medical device."
+            )
+            + _helpLinks()
         )
         self.parent.acknowledgementText = _(
             "Built on MIND-SSC, MSCGUNet and the works that the README names; cite them with it."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def _helpLinks() -> str:
+    """Pages of the project, as HTML."""
+    pages = {
+        "README.md": _("Step by step"),
+        "Resources/from_corrections.md": _("From corrections to a better model"),
+    }
+    links = (f'<a href="{PAGES}/{path}">{title}</a>' for path, title in pages.items())
+    return "<p>" + "<br>".join(links) + "</p>"
 
 
 def registerSampleData():

@@ -240,7 +240,7 @@ def _judged(row: dict, tumour: dict, calibration: Calibration) -> dict:
     features = _features(tumour)
     p50, p95 = calibration.radius_mm(features)
     run = RunVerdict(row["run"], ("-",))
-    verdict, _ = judge_place(p95, calibration.is_doubtful(features), run, Thresholds())
+    verdict, _ = judge_place(p95, calibration.is_doubtful(features), row["vessels"] is not None, run, Thresholds())
     shown = ("diameter_mm", "depth_mm", "motion_mm", "in_ct", "true_cnr", "visibility")
     return {"patient": row["patient"], "spoiling": row["spoiling"], "p50": p50, "p95": p95, "verdict": verdict,
             "doubt": calibration.doubt(features), "spread": features["spread"],

@@ -14,6 +14,7 @@ from weaktumour.cases import Case, write_case
 from weaktumour.deformation import DisplacementField
 from weaktumour.errors import InputError, WeakTumourError
 from weaktumour.evaluation import benchmark, cohort, methods, tables
+from weaktumour.evaluation.command import run_benchmark_command
 from weaktumour.volumes import Grid, Volume
 
 SPLITS = Path(__file__).resolve().parents[1] / "benchmark" / "splits.json"
@@ -179,13 +180,17 @@ def test_unknown_methods_and_folders_are_refused(tmp_path):
     plan = benchmark.Plan(tuple(cohort.phantoms(1)), ("ours",), tmp_path / "file")
     with pytest.raises(InputError, match="cannot be made"):
         benchmark.run_benchmark(plan, lambda text: None)
+    options = {"out": str(tmp_path / "out"), "methods": "ours", "processes": 1, "remarks": str(tmp_path / "no.md")}
+    with pytest.raises(InputError, match=r"--remarks: .*no\.md cannot be read"):
+        run_benchmark_command(options)
 
 
 @pytest.mark.parametrize("how", [["--processes", "2"], ["--scheduler", "local"]])
 def test_the_command_on_a_cohort_of_ones_own(tmp_path, cohort_folder, how):
     shutil.copytree(cohort_folder / "one", cohort_folder / "two")
+    (tmp_path / "tried.md").write_text("## What was tried\n\nNothing.\n", encoding="utf-8")
     line = [sys.executable, "-m", "weaktumour", "benchmark", "--data", cohort_folder, "--out", tmp_path / "out",
-            "--methods", "affine,ours-fast", *how]  # fmt: skip
+            "--methods", "affine,ours-fast", "--remarks", tmp_path / "tried.md", *how]  # fmt: skip
     done = subprocess.run([str(word) for word in line], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8"))
@@ -194,6 +199,7 @@ def test_the_command_on_a_cohort_of_ones_own(tmp_path, cohort_folder, how):
     page = (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8")
     assert "2 cases of a cohort" in page
     assert "the seconds say little" in page
+    assert page.endswith("\n\n## What was tried\n\nNothing.\n")
     for name in ("benchmark-error.png", "benchmark-cost.png"):
         assert f"({name})" in page
         assert (tmp_path / "out" / name).stat().st_size > 5000

@@ -64,19 +64,28 @@ def test_a_tumour_at_the_edge_of_the_image_is_measured():
     ],
 )
 def test_verdict_by_distance(p95, verdict):
-    found, reason = judge_place(p95, False, OK)
+    found, reason = judge_place(p95, False, True, OK)
     assert found == verdict
     assert f"{p95:.1f} mm" in reason
 
 
 def test_no_place_is_stated_where_the_pair_is_doubtful():
     for run, doubtful in ((DOUBTFUL, False), (OK, True), (DOUBTFUL, True)):
-        verdict, reason = judge_place(0.5, doubtful, run)
+        verdict, reason = judge_place(0.5, doubtful, True, run)
         assert verdict == "cannot_be_localised"
         assert reason
 
 
+@pytest.mark.parametrize(
+    ("p95", "verdict"), [(1.0, "approximate"), (7.0, "approximate"), (12.0, "cannot_be_localised")]
+)
+def test_without_matching_vessels_no_tumour_is_localised(p95, verdict):
+    found, reason = judge_place(p95, False, False, OK)
+    assert found == verdict
+    assert ("vessels" in reason) == (p95 < 5)
+
+
 def test_thresholds_are_settings():
-    assert judge_place(7.0, False, OK, Thresholds(8.0, 9.0))[0] == "localised"
-    assert judge_place(8.5, False, OK, Thresholds(8.0, 9.0))[0] == "approximate"
-    assert judge_place(9.5, False, OK, Thresholds(8.0, 9.0))[0] == "cannot_be_localised"
+    assert judge_place(7.0, False, True, OK, Thresholds(8.0, 9.0))[0] == "localised"
+    assert judge_place(8.5, False, True, OK, Thresholds(8.0, 9.0))[0] == "approximate"
+    assert judge_place(9.5, False, True, OK, Thresholds(8.0, 9.0))[0] == "cannot_be_localised"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -610,6 +611,15 @@ def test_closing_the_scene_ends_a_run(ready, slicer_host):
     assert not process_is_alive(pid)
     assert temporaryFiles() == []
     assert ready.ui.applyButton.text == "Choose the MRI"
+
+
+def test_help_leads_to_pages_that_exist(slicer_host, panel):
+    from WeakTumourSeg import PAGES
+
+    linked = re.findall(r'href="([^"]+)"', slicer.modules.weaktumourseg.helpText)
+    assert len(linked) == 2
+    for address in linked:
+        assert (MODULE.parent / address.removeprefix(PAGES + "/")).is_file()
 
 
 # -- what the application's process is spared -----------------------------------------------------------------------

@@ -171,7 +171,8 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
         with update_workspace(arguments.out, last="result.json") as folder:
             with monitor.stage("uncertainty"):
                 measured = measure_uncertainty(inputs, registration, device, arguments.seed, monitor)
-                likely = _assess(content, inputs, labels, measured, calibration, thresholds)
+                same_vessels = registration.vessels is not None
+                likely = _assess(content, inputs, labels, measured, calibration, thresholds, same_vessels)
                 write_volume(likely, folder / "tumour_probability.nii.gz")
                 write_report(folder / "report.html", replace(shown, probability=likely))
             _write_result(folder, content, monitor)
@@ -360,8 +361,8 @@ def _find_ct_liver(
 class Registered:
     """Fixed -> moving: the alignment after the deformation (None: of nothing). grid: that of the result's field.
 
-    predicted: MSCGUNet's field, where it was kept. seen: tumours whose place was taken from the CT. All of it in the
-    CT's frame; `in_world` turns a field back.
+    predicted: MSCGUNet's field, where it was kept. seen: tumours whose place was taken from the CT. vessels: see
+    `Refinement`. All of it in the CT's frame; `in_world` turns a field back.
     """
 
     alignment: Alignment
@@ -376,6 +377,7 @@ class Registered:
     score: float
     predicted: Predicted | None = None
     seen: tuple[Seen, ...] = ()
+    vessels: float | None = None
 
     @property
     def total(self) -> Composed:
@@ -485,7 +487,8 @@ def _refine(
         device=device,
         monitor=monitor,
     )
-    return _judge(start, "refinement", "Refinement", refinement.field, refinement.min_jacobian, monitor)
+    judged = _judge(start, "refinement", "Refinement", refinement.field, refinement.min_jacobian, monitor)
+    return replace(judged, vessels=refinement.vessels)
 
 
 def _follow_visible(inputs: Inputs, registration: Registered, stages: tuple[str, ...], monitor: Monitor) -> Registered:
@@ -621,6 +624,7 @@ def _assess(
     measured: Measured,
     calibration: Calibration,
     thresholds: Thresholds,
+    same_vessels: bool,
 ) -> Volume:
     """Put uncertainty and verdicts into the content of result.json; returns the probability of tumour on the CT."""
     ct_labels = propagation.labels.volume
@@ -633,7 +637,7 @@ def _assess(
         features = measured.features[number]
         p50, p95 = calibration.radius_mm(features)
         covariance = rotation @ covariance_mm2(measured.ensemble.places_mm[:, number], p95) @ rotation.T
-        verdict, reason = judge_place(p95, calibration.is_doubtful(features), run, thresholds)
+        verdict, reason = judge_place(p95, calibration.is_doubtful(features), same_vessels, run, thresholds)
         tumour |= {
             "p50_mm": p50, "p95_mm": p95, "covariance_mm2": covariance.tolist(), "verdict": verdict,
             "verdict_reason": reason,
@@ -770,6 +774,7 @@ def _describe(
         metrics={
             "liver_inside_ct_fraction": registration.alignment.overlap,
             "unlikeness": registration.scorer.terms(registration.total)[0],
+            "vessel_agreement": registration.vessels,
             "inverse_consistency_mm": inverse_consistency_mm(registration.transform, registration.moving),
             **_liver_agreement(inputs, propagation),
         },

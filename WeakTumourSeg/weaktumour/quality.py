@@ -140,9 +140,13 @@ class Thresholds:
 
 
 def judge_place(
-    p95_mm: float, doubtful: bool, run: RunVerdict, thresholds: Thresholds = Thresholds()
+    p95_mm: float, doubtful: bool, same_vessels: bool, run: RunVerdict, thresholds: Thresholds = Thresholds()
 ) -> tuple[str, str]:
-    """A tumour's verdict and the sentence that gives its reason."""
+    """A tumour's verdict and the sentence that gives its reason.
+
+    same_vessels: whether MRI and CT were seen to show the same vessels in the liver. Nothing else tells a patient from
+    another with a liver of much the same shape, so without them no tumour is called localised.
+    """
     if run.verdict != "ok":
         return "cannot_be_localised", "The registration itself is doubtful: check the alignment first."
     if doubtful:
@@ -153,7 +157,13 @@ def judge_place(
         )
     shown = f"in 95 of 100 simulated cases like this one the centre lies within {p95_mm:.1f} mm of the place shown"
     if p95_mm <= thresholds.localised_mm:
-        return "localised", f"Localised: {shown}."
+        if same_vessels:
+            return "localised", f"Localised: {shown}."
+        return (
+            "approximate",
+            f"Approximate: {shown}, but the liver's vessels could not be matched between MRI and CT, so nothing inside "
+            "the liver bears it out; make sure that both are of this patient and look for other signs of the tumour.",
+        )
     if p95_mm <= thresholds.approximate_mm:
         return "approximate", f"Approximate: {shown}; look for other signs of the tumour and mind the margin."
     return (

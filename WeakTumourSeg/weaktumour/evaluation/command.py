@@ -32,6 +32,7 @@ def add_benchmark_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="of each task (default: all, or 1 of several tasks)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help='a Dask scheduler, or "local"')
     parser.add_argument("--page", metavar="FILE", help="write the page and its plots here too")
+    parser.add_argument("--remarks", metavar="FILE.md", help="a text that goes to the end of the page")
 
 
 def run_benchmark_command(options: dict[str, object]) -> int:
@@ -55,20 +56,31 @@ def run_benchmark_command(options: dict[str, object]) -> int:
     threads, processes = options.get("threads"), int(options["processes"])
     if threads is None and (processes > 1 or options.get("scheduler")):
         threads = 1
+    remarks = _remarks(options.get("remarks"))
     out = Path(str(options["out"])).resolve()
     methods = tuple(name.strip() for name in str(options["methods"]).split(",") if name.strip())
     plan = Plan(tuple(patients), methods, out, processes, threads, options.get("scheduler"))
     rows = run_benchmark(plan, lambda text: print(text, flush=True))
     shown = [row for row in rows if row["method"] in methods]
     shown.sort(key=lambda row: methods.index(row["method"]))
-    _write(shown, plan, options)
+    _write(shown, plan, options, remarks)
     failed = sum(bool(row.get("error")) for row in shown)
     if failed:
         print(f"{failed} of {len(shown)} tasks failed; the same command tries them again.")
     return EXIT_FAILED if failed else EXIT_DONE
 
 
-def _write(rows: list[dict], plan, options: dict[str, object]) -> None:
+def _remarks(path: object) -> str:
+    """Read before the hours that the benchmark takes."""
+    if not path:
+        return ""
+    try:
+        return Path(str(path)).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--remarks: {path} cannot be read as text; give a Markdown file.") from error
+
+
+def _write(rows: list[dict], plan, options: dict[str, object], remarks: str) -> None:
     from .tables import by_method, page, plots, summary
 
     kept = {method: summary(found) for method, found in by_method(rows).items()}
@@ -77,7 +89,7 @@ def _write(rows: list[dict], plan, options: dict[str, object]) -> None:
     for target in targets:
         pictures = plots(rows, target.parent, target.stem) if kept else []
         text = page(rows, title="Benchmark", notes=_notes(rows, plan, options), pictures=pictures,
-                    goals=bool(options.get("splits")))  # fmt: skip
+                    goals=bool(options.get("splits")), remarks=remarks)  # fmt: skip
         target.write_text(text, encoding="utf-8")
     print((plan.out / "benchmark.md").read_text(encoding="utf-8").split("## By tumour")[0])
     print(f"Written: {', '.join(str(target) for target in targets)}")

@@ -144,9 +144,12 @@ def _phase(row: Row) -> str | None:
     return (row.get("simulation") or {}).get("ct_phase")
 
 
-def page(rows: Sequence[Row], *, title: str, notes: Sequence[str], pictures: Sequence[str], goals: bool = False) -> str:
+def page(
+    rows: Sequence[Row], *, title: str, notes: Sequence[str], pictures: Sequence[str], goals: bool = False,
+    remarks: str = "",
+) -> str:  # fmt: skip
     """The page in Markdown. notes: paragraphs under the title. pictures: file names beside the page. goals: with what
-    the project set itself to reach.
+    the project set itself to reach. remarks: Markdown for the end.
     """
     rows_of = by_method(rows)
     summaries = {method: summary(found) for method, found in rows_of.items()}
@@ -173,6 +176,7 @@ def page(rows: Sequence[Row], *, title: str, notes: Sequence[str], pictures: Seq
     parts += [f"![{name.removesuffix('.png').replace('-', ' ')}]({name})" for name in pictures]
     if failed:
         parts += ["## Failed tasks", "\n".join(failed)]
+    parts += [remarks] if remarks else []
     return "\n\n".join(parts) + "\n"
 
 

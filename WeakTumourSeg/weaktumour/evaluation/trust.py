@@ -147,6 +147,7 @@ def measure(pair: Pair, preset: str = "balanced", seed: int = 0, device: str = "
         "dropout_spread_mm": dropout,
         "run": run.verdict,
         "score": registration.score,
+        "vessels": registration.vessels,
         "tumours": _tumours(case, inputs, registration, measured, spoiled=pair.spoiling is not None),
     }
 

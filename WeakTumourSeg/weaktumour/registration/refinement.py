@@ -97,11 +97,13 @@ class RefinementSettings:
 class Refinement:
     """field: the deformation within fixed space (before alignment is applied), LPS mm, on the working grid.
 
-    min_jacobian: the smallest determinant inside the body.
+    min_jacobian: the smallest determinant inside the body. vessels: correlation of the livers' vessels before it; None
+    where the images do not show the same ones.
     """
 
     field: DisplacementField
     min_jacobian: float
+    vessels: float | None = None
 
 
 def refine(
@@ -122,7 +124,7 @@ def refine(
     velocity = _Velocity(problem.grid, device)
     if start is not None:
         velocity.begin_with(start)
-    problem.compare_vessels(velocity)
+    vessels = problem.compare_vessels(velocity)
     problem.search(velocity)
     total, done = sum(level.steps for level in settings.levels), 0
     for level in settings.levels:
@@ -132,7 +134,7 @@ def refine(
     monitor.update(1.0)
     along_axes = (displacement * problem.spacing)[0].permute(1, 2, 3, 0).cpu().numpy()
     field = along_axes @ problem.grid.axes.T.astype(np.float32)  # LPS
-    return Refinement(DisplacementField(problem.grid, field), min_jacobian)
+    return Refinement(DisplacementField(problem.grid, field), min_jacobian, vessels)
 
 
 def working_grid(fixed: Scan, moving: Scan, alignment: Affine, multiple: int, margin_mm: float = 24.0) -> Grid:
@@ -273,10 +275,13 @@ class _Problem:
         ]
 
     @torch.no_grad()
-    def compare_vessels(self, velocity: _Velocity) -> None:
-        """Let the liver's vessels count among the features, where the images, moved so far, show the same ones."""
+    def compare_vessels(self, velocity: _Velocity) -> float | None:
+        """Let the liver's vessels count among the features, where the images, moved so far, show the same ones.
+
+        Returns their correlation; None where they do not.
+        """
         if self.standing_out is None:
-            return
+            return None
         pool = max(1, round(_VESSELS_MM / self.spacing))
         fixed, moving = (F.avg_pool3d(image, pool) for image in self.standing_out)
         if velocity.given is not None:
@@ -284,12 +289,13 @@ class _Problem:
             moving = warp(moving, _separable(2 * start, to_compared))
         sides = agreeing_sides(fixed, moving, pool * self.spacing)
         if sides is None:
-            return
+            return None
         of_fixed, of_moving, agreement = sides
         weight = self.settings.vessels * agreement
         fixed, moving = self.standing_out
         self.fixed_features = _joined(self.fixed_features, fixed[:, of_fixed : of_fixed + 1], weight)
         self.moving_features = _joined(self.moving_features, moving[:, of_moving : of_moving + 1], weight)
+        return agreement
 
     def _start(self, velocity: _Velocity, pool: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The displacement so far on the lattice pooled by 2 * pool, in its voxels; matrices from there to `pool`."""
