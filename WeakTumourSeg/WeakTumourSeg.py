@@ -47,13 +47,11 @@ class WeakTumourSeg(ScriptedLoadableModule):
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
         self.parent.dependencies = ["Segmentations", "Volumes", "Transforms", "SubjectHierarchy"]
         self.parent.contributors = ["The WeakTumourSeg contributors"]
-        self.parent.helpText = (
-            _(
-                "Carries liver and tumour labels from a pre-operative MRI onto an intra-operative CT in which the tumour "
-                "cannot be seen. For research only; not a medical device."
-            )
-            + _helpLinks()
+        self.parent.helpText = _(
+            "Carries liver and tumour labels from a pre-operative MRI onto an intra-operative CT in which the tumour "
+            "cannot be seen. For research only; not a medical device."
         )
+        self.parent.helpText += _helpLinks()
         self.parent.acknowledgementText = _(
             "Built on MIND-SSC, MSCGUNet and the works that the README names; cite them with it."
         )

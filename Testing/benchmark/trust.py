@@ -21,7 +21,7 @@ from common import REPOSITORY, Bar, InputError, markdown_table, parser, report, 
 from weaktumour.evaluation.measure import json_ready
 from weaktumour.evaluation.trust import SPOILINGS, Pair, measure
 from weaktumour.models import find
-from weaktumour.quality import VISIBLE_CNR, Thresholds, judge_place
+from weaktumour.quality import VISIBLE_CNR, Thresholds, judge_place, shows_same_vessels
 from weaktumour.result import RunVerdict
 from weaktumour.simulation import VERSION
 from weaktumour.simulation.tissue_maps import read_label_map
@@ -240,7 +240,9 @@ def _judged(row: dict, tumour: dict, calibration: Calibration) -> dict:
     features = _features(tumour)
     p50, p95 = calibration.radius_mm(features)
     run = RunVerdict(row["run"], ("-",))
-    verdict, _ = judge_place(p95, calibration.is_doubtful(features), row["vessels"] is not None, run, Thresholds())
+    verdict, _ = judge_place(
+        p95, calibration.is_doubtful(features), shows_same_vessels(row["vessels"]), run, Thresholds()
+    )
     shown = ("diameter_mm", "depth_mm", "motion_mm", "in_ct", "true_cnr", "visibility")
     return {"patient": row["patient"], "spoiling": row["spoiling"], "p50": p50, "p95": p95, "verdict": verdict,
             "doubt": calibration.doubt(features), "spread": features["spread"],

@@ -43,6 +43,7 @@ from .quality import (
     jacobian_in_body,
     judge_place,
     judge_run,
+    shows_same_vessels,
     visibility,
 )
 from .registration.alignment import Alignment, Scorer, align
@@ -171,7 +172,7 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
         with update_workspace(arguments.out, last="result.json") as folder:
             with monitor.stage("uncertainty"):
                 measured = measure_uncertainty(inputs, registration, device, arguments.seed, monitor)
-                same_vessels = registration.vessels is not None
+                same_vessels = shows_same_vessels(registration.vessels)
                 likely = _assess(content, inputs, labels, measured, calibration, thresholds, same_vessels)
                 write_volume(likely, folder / "tumour_probability.nii.gz")
                 write_report(folder / "report.html", replace(shown, probability=likely))

@@ -131,6 +131,16 @@ def signed_distance_mm(mask: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 # -- the verdict on a tumour's place --------------------------------------------------------------------------------
+# Correlation of the livers' vessels (registration.vessels) from which on they are taken to be one patient's. On the CT of
+# another simulated patient, whose vessels branch alike, it stays below.
+SAME_VESSELS = 0.45
+
+
+def shows_same_vessels(correlation: float | None) -> bool:
+    """correlation: None where the two images do not show the same vessels at all."""
+    return correlation is not None and correlation >= SAME_VESSELS
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Of p95, mm: up to the first a tumour is localised, up to the second approximately."""
