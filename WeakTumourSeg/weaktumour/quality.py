@@ -131,8 +131,8 @@ def signed_distance_mm(mask: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 # -- the verdict on a tumour's place --------------------------------------------------------------------------------
-# Correlation of the livers' vessels (registration.vessels) from which on they are taken to be one patient's. On the CT of
-# another simulated patient, whose vessels branch alike, it stays below.
+# Correlation of the livers' vessels (registration.vessels) from which on they are taken to be one patient's; another's,
+# which branch alike, mostly stay below.
 SAME_VESSELS = 0.45
 
 
