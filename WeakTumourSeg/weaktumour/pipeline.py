@@ -613,6 +613,8 @@ def measure_uncertainty(
                 overlap=registration.alignment.overlap,
                 depth_mm=-float(moving.liver_distance_mm[z, y, x]),
                 seen=number in seen,
+                aligned_mm=start.inverse().transform_points(points).mean(0),
+                vessels=registration.vessels,
             )
         )
     return Measured(features, ensemble)

@@ -16,7 +16,7 @@ NAMES = (
     "spread", "wander", "mind_cost", "mind_contrast", "mind_offset", "vessel_correlation", "vessel_contrast",
     "vessel_offset", "vessels_ct", "surface_gap", "liver_mind_cost", "liver_vessel_correlation", "liver_surface_gap",
     "similarity", "seen", "depth", "stretch", "volume_scale", "outside", "volumes", "gap_p90", "strain", "bending",
-    "seen_elsewhere",
+    "seen_elsewhere", "moved", "vessels", "liver_vessel_contrast",
 )  # fmt: skip
 # Those that the error is told from, chosen on the calibration part: with all of them the fit follows chance.
 OF_THE_ERROR = (
@@ -38,11 +38,15 @@ def tumour_features(
     overlap: float,
     depth_mm: float,
     seen: bool,
+    aligned_mm: np.ndarray,
+    vessels: float | None,
 ) -> dict[str, float]:
-    """places_mm: (members, 3) of the ensemble; place_mm: (3,) of the result. near, liver: evidence round the tumour and
-    in the whole liver; all_of_it: what the registration made of that. similarity: the score's first term. overlap:
-    share of the liver inside the CT. depth_mm: of the tumour's centroid below the liver's surface. seen: whether the CT
-    shows the tumour.
+    """places_mm: (members, 3) of the ensemble; place_mm: (3,) of the result; aligned_mm: (3,) of the alignment alone.
+
+    near, liver: evidence round the tumour and in the whole liver; all_of_it: what the registration made of that.
+    similarity: the score's first term. overlap: share of the liver inside the CT. depth_mm: of the tumour's centroid
+    below the liver's surface. seen: whether the CT shows the tumour. vessels: their correlation in MRI and CT, None
+    where the two do not show the same.
     """
     middle = np.median(places_mm, axis=0)
     spread = float(np.sqrt(np.mean(np.sum((places_mm - middle) ** 2, axis=1))))
@@ -53,10 +57,13 @@ def tumour_features(
         "wander": float(np.log(0.3 + np.linalg.norm(middle - place_mm))),
         **{name: local[name] for name in ("mind_cost", "mind_contrast", "mind_offset", "vessel_correlation",
                                           "vessel_contrast", "vessel_offset", "vessels_ct", "surface_gap")},
-        **{f"liver_{name}": whole[name] for name in ("mind_cost", "vessel_correlation", "surface_gap")},
+        **{f"liver_{name}": whole[name]
+           for name in ("mind_cost", "vessel_correlation", "vessel_contrast", "surface_gap")},
         "similarity": float(similarity),
         "seen": float(seen),
         "depth": float(np.log(max(depth_mm, 3.0))),
+        "moved": float(np.log(1.0 + np.linalg.norm(place_mm - aligned_mm))),
+        "vessels": np.nan if vessels is None else float(vessels),
         "stretch": float(np.log(stretches[0] / stretches[-1])),
         "volume_scale": float(abs(np.log(np.prod(stretches)))),
         "outside": 1.0 - float(overlap),
