@@ -25,7 +25,7 @@ from weaktumour.cases import Case, write_case
 from weaktumour.deformation import Affine, DisplacementField
 from weaktumour.errors import InputError
 from weaktumour.networks import build
-from weaktumour.training import published, weak
+from weaktumour.training import published, weak, weak_tasks
 from weaktumour.training.cohort import labels_of, read_cohort
 from weaktumour.training.config import Computing, Optimisation, parse_config
 from weaktumour.training.loop import move_average
@@ -316,6 +316,59 @@ def test_the_guide_moves_the_registration_and_not_the_guide(known):
     maker.losses(network(*maker.shown(pair, 2)), pair, None, guide)["loss"].backward()
     assert guide.grad is None
     assert any(p.grad is not None and p.grad.any() for p in network.parameters())
+
+
+@pytest.fixture(scope="module")
+def cut(patients) -> tuple[CaseData, float]:
+    """Patient a whose MRI ends within the liver, with pseudo-labels that are sure of nothing, and the end's z, mm."""
+    case = patients["a"]
+    short = replace(case, mr=slab(case.mr, 14), mr_labels=slab(case.mr_labels, 14))
+    prepared = prepare(short, 8.0, 12.0)
+    classes = np.zeros(prepared.ct.shape, dtype=np.uint8)
+    data = CaseData("a", prepared, Pair(np.eye(4)), classes, np.zeros(classes.shape, dtype=np.float32))
+    return data, case.mr.grid.origin[2] + 13.5 * 7
+
+
+def test_where_the_mri_never_looked_there_are_no_labels(cut, monkeypatch):
+    case, end = cut
+    taught = []
+
+    def caught(outputs, target, weight, settings):
+        taught.append((target, weight))
+        return {"loss": outputs[0].sum() * 0 if isinstance(outputs, list) else outputs.sum() * 0}
+
+    monkeypatch.setattr(weak_tasks, "deep_loss", caught)
+    begin = Both(unet(), build("mscgunet", MSCGUNET))  # which moves nothing yet
+    task = Unified(stage_of(), Segmenting(), PairMaker(Registering(), 8.0, (16, 16, 16)), Cases([case]), begin, 8.0)
+    network = task.network()
+    for number in (0, 1):  # in one pass, and in two
+        sample = task.sample(number, CPU)
+        task.losses(network, sample)
+        target, weight = taught[-1]
+        points = sample.patch_grid.points() @ case.prepared.frame[:3, :3].T + case.prepared.frame[:3, 3]
+        beyond = torch.as_tensor(points[..., 2] > end + 8.0)[None]
+        assert (case.prepared.truth > 0).any()
+        assert (beyond & sample.patch.measured).sum() > 100
+        assert not weight[beyond].any()
+        assert weight[~beyond & (target > 0)].mean() > 0.4
+
+
+def test_the_guide_counts_where_both_images_looked(cut):
+    case, end = cut
+    maker = PairMaker(Registering(similarity=0, smoothness=0, graph=0), 8.0, (16, 16, 16))
+    pair, cube = maker.make(case, 0, Random(0), off=False), maker.cube(case)
+    prediction = build("mscgunet", MSCGUNET)(*maker.shown(pair, 2))  # moves nothing yet
+    points = cube.points() @ case.prepared.frame[:3, :3].T + case.prepared.frame[:3, 3]
+    beyond = torch.as_tensor(points[..., 2] > end)[None, None]
+    guide = pair.moving_liver
+    assert not guide[pair.moving_measured < 1][beyond[pair.moving_measured < 1]].any()
+
+    def cost(guide: torch.Tensor) -> float:
+        return float(maker.losses(prediction, pair, None, guide)["guide"].detach())
+
+    assert cost(guide) < 0.2
+    assert cost(torch.where(beyond, 1.0, guide)) == pytest.approx(cost(guide), abs=1e-6)
+    assert cost(torch.where(beyond, guide, 1 - guide)) > 0.5
 
 
 def test_the_edge_of_a_tumour_is_not_compared(known):
