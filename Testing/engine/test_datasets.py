@@ -404,7 +404,7 @@ def test_folds_test_each_case_once_and_keep_people_together():
 
 def test_leaks_and_duplicates_are_refused_with_a_sentence():
     three = entries(("a",), ("a",), ("b",))
-    with pytest.raises(InputError, match="fold 1 learns from c00 and tests c01, which show the same person"):
+    with pytest.raises(InputError, match="fold 0 learns from c00 and tests c01, which show the same person"):
         check_leaks([Fold(("c00", "c02"), ("c01",))], three)
     with pytest.raises(InputError, match="c09 is not in the cohort"):
         check_leaks([Fold(("c00",), ("c09",))], three)
@@ -419,7 +419,9 @@ def test_leaks_and_duplicates_are_refused_with_a_sentence():
 def test_the_command_splits_once_and_checks(cohort, tmp_path, capsys):
     path = tmp_path / "splits.json"
     assert cli.main(["dataset", "split", str(cohort), "--out", str(path), "--folds", "3", "--seed", "5"]) == 0
-    assert "3 cases of 3 patients" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "3 cases of 3 patients" in told
+    assert [line.split(":")[0] for line in told.splitlines()[:3]] == ["fold 0", "fold 1", "fold 2"]
     assert [len(fold.test) for fold in read_splits(path)] == [1, 1, 1]
     assert cli.main(["dataset", "check", str(cohort), "--splits", str(path)]) == 0
     assert "nobody is both learnt from and tested" in capsys.readouterr().out
@@ -427,8 +429,8 @@ def test_the_command_splits_once_and_checks(cohort, tmp_path, capsys):
     assert "a split that was used is never changed" in capsys.readouterr().err
     content = json.loads(path.read_text())
     for change, sentence in (
-        (lambda folds: folds[0]["train"].append(folds[0]["test"][0]), "both learnt from and tested in fold 1"),
-        (lambda folds: folds[1]["test"].extend(folds[0]["test"]), "fold 2|two folds"),
+        (lambda folds: folds[0]["train"].append(folds[0]["test"][0]), "both learnt from and tested in fold 0"),
+        (lambda folds: folds[1]["test"].extend(folds[0]["test"]), "in fold 1 of|two folds"),
     ):
         spoilt = json.loads(json.dumps(content))
         change(spoilt["folds"])
