@@ -339,7 +339,7 @@ def test_where_the_mri_never_looked_there_are_no_labels(cut, monkeypatch):
 
     monkeypatch.setattr(weak_tasks, "deep_loss", caught)
     begin = Both(unet(), build("mscgunet", MSCGUNET))  # which moves nothing yet
-    task = Unified(stage_of(), Segmenting(), PairMaker(Registering(), 8.0, (16, 16, 16)), Cases([case]), begin, 8.0)
+    task = Unified(stage_of(), Segmenting(), PairMaker(Registering(), 8.0, (16, 16, 16)), Cases([case]), begin, 8.0, 2)
     network = task.network()
     for number in (0, 1):  # in one pass, and in two
         sample = task.sample(number, CPU)
@@ -571,6 +571,53 @@ def test_what_is_stretched_comes_back(patients):
     np.testing.assert_array_equal(same.array, case.mr_labels.array)
 
 
+def test_a_run_whose_cases_have_changed_is_refused(cohort, tmp_path):
+    shutil.copytree(cohort / "cohort", tmp_path / "cohort")
+    shutil.copy(cohort / "folds.json", tmp_path)
+    damaged = tmp_path / "cohort/c/ct_labels.nii.gz"
+    whole = damaged.read_bytes()
+    damage(damaged)
+    with pytest.raises(InputError, match="case c"):
+        run_here(tmp_path, "pretrain", tmp_path / "out")
+    damaged.write_bytes(whole)  # what nobody could read may be mended
+    made = [path.read_bytes() for path in run_here(tmp_path, "pretrain", tmp_path / "out")]
+    changed = tmp_path / "cohort/a/mr_labels.nii.gz"
+    former = changed.read_bytes()
+    shutil.copy(tmp_path / "cohort/a/ct_labels.nii.gz", changed)
+    with pytest.raises(InputError, match=r"case a: its files have changed since .*; put the former ones back"):
+        run_here(tmp_path, "pretrain", tmp_path / "out")
+    changed.write_bytes(former)
+    assert [path.read_bytes() for path in run_here(tmp_path, "pretrain", tmp_path / "out")] == made
+
+
+def test_pairs_of_different_people_carry_no_labels(cohort, tmp_path):
+    shutil.copytree(cohort / "cohort", tmp_path / "cohort")
+    shutil.copy(cohort / "folds.json", tmp_path)
+    path = tmp_path / "cohort/a/case.json"
+    info = json.loads(path.read_text()) | {"pairing": "different_people", "subjects": ["a", "z"]}
+    path.write_text(json.dumps(info))
+    for mode in ("sequential", "unified"):
+        with pytest.raises(InputError, match="case a: its MRI and CT are of different people"):
+            run_here(tmp_path, mode, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    run_here(tmp_path, "pretrain", tmp_path / "out")
+
+
+def test_a_model_of_one_pass_is_asked_once(known):
+    def before(passes: int) -> list[bool]:
+        maker, asked = PairMaker(Registering(), 12.0, (16, 16, 16)), []
+        losses = maker.losses
+        maker.losses = lambda answer, pair, before, guide: (asked.append(before is not None),
+                                                            losses(answer, pair, before, guide))[1]  # fmt: skip
+        task = Unified(stage_of(), Segmenting(), maker, Cases([known]), Both(unet(), mscgunet()), 8.0, passes)
+        for number in (0, 1):
+            task.losses(task.network(), task.sample(number, CPU))
+        return asked
+
+    assert before(1) == [False, False]
+    assert before(2) == [False, True]
+
+
 def test_a_run_of_other_settings_is_refused(cohort, uninterrupted):
     members = read_cohort(cohort / "cohort", cohort / "folds.json", 0)
     for changed, who in (
@@ -655,6 +702,24 @@ def test_a_cohort_that_does_not_fit_is_one_sentence(cohort, patients, tmp_path):
         assert sentence in told(lambda f: None, folds, fold)
     assert "belong together" in told(lambda f: None, folds, None)
 
+    def one_person(folder: Path) -> None:
+        for name in "ab":
+            path = folder / name / "case.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"subjects": [name, "somebody"]}))
+
+    folds.write_text('{"folds": [{"train": ["a", "c"], "test": ["b"]}]}')
+    sentence = told(one_person, folds, 0)
+    assert "learns from a and tests b, which show the same person (somebody); split again" in sentence
+
+
+def test_cases_outside_the_split_are_counted(cohort, tmp_path, capsys):
+    (tmp_path / "folds.json").write_text('{"folds": [{"train": ["a"], "test": ["b"]}]}')
+    words = ["train", "weak", "--mode", "pretrain", "--cohort", str(cohort / "cohort"), "--out", str(tmp_path / "o"),
+             "--splits", str(tmp_path / "folds.json"), "--fold", "0"]  # fmt: skip
+    words += ["--config", str(cohort / "settings.json")]
+    assert cli.main(words) == 0
+    assert "1 cases of the cohort are in no part of fold 0: not used." in capsys.readouterr().out
+
 
 def test_a_held_out_case_is_never_learnt_from(cohort):
     folds = cohort / "other-folds.json"
@@ -687,6 +752,8 @@ def test_options_that_do_not_belong_are_refused(words, sentence, tmp_path, capsy
         ({"labelling": {"preset": "slow"}}, '"slow" is not known'),
         ({"start_segmentation": "nobody"}, "nobody"),
         ({"start_segmentation": "mscgunet"}, "is for registration"),
+        ({"network": {"widths": "wide"}}, "does not fit unet"),
+        ({"computing": {"accelerator": "cpu", "devices": 2}}, "a batch of 1 cannot be shared by 2 processes"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(settings, sentence, cohort, tmp_path, capsys):
@@ -703,6 +770,7 @@ def test_a_wrong_setting_is_one_sentence(settings, sentence, cohort, tmp_path, c
         str(tmp_path / "o"),
     )
     assert sentence in refused(capsys, "weak", *words)
+    assert not (tmp_path / "o").exists()  # which would refuse the corrected command
 
 
 def test_the_experiments_patients_are_nobody_elses():

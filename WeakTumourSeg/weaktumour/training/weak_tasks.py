@@ -603,9 +603,12 @@ class Unified:
     """
 
     def __init__(
-        self, stage: Stage, settings: Segmenting, maker: PairMaker, cases: Cases, begin: Both, spacing_mm: float
-    ) -> None:
+        self, stage: Stage, settings: Segmenting, maker: PairMaker, cases: Cases, begin: Both, spacing_mm: float,
+        passes: int = 1,
+    ) -> None:  # fmt: skip
+        """passes: with more than one, every other sample is a pair that the network has moved once already."""
         self.stage, self.settings, self.maker, self.cases, self.spacing_mm = stage, settings, maker, cases, spacing_mm
+        self.passes = passes
         self._begin, self.channels = begin, begin.registration.image_channels
         self.teacher = _Teacher(begin, stage.computing)
 
@@ -630,7 +633,7 @@ class Unified:
         opinion = self.teacher.probability(self.teacher.module.segmentation, patch.plain)
         guide = on_grid(opinion[:, 1:].sum(1, keepdim=True), sample.patch_grid, sample.cube)
         before = None
-        if pair.number % 2:
+        if self.passes > 1 and pair.number % 2:  # as the pipeline's second pass shows it
             before = self._answer(pair)
         inputs = self.maker.shown(pair, self.channels, None if before is None else before[0])
         outputs, prediction = network(patch.image, *inputs)
