@@ -298,6 +298,15 @@ def shifted(volume: Volume, by_mm: float) -> Volume:
     )
 
 
+def finer(volume: Volume) -> Volume:
+    """The same, each voxel cut in two along x."""
+    grid = volume.grid
+    half = (grid.spacing[0] / 2, *grid.spacing[1:])
+    origin = (grid.origin[0] - half[0] / 2, *grid.origin[1:])
+    size = (2 * grid.size[0], *grid.size[1:])
+    return Volume(np.repeat(volume.array, 2, axis=2), Grid(size, half, origin, grid.direction))
+
+
 def name_in_header(path: Path) -> None:
     data = bytearray(gzip.decompress(path.read_bytes()))
     data[148:160] = b"Doe^Jane    "
@@ -310,6 +319,8 @@ SPOILT = {
     "pairing": (lambda f: edit_json(f / "case.json", pairing="twins"), "says pairing 'twins'"),
     "people": (lambda f: edit_json(f / "case.json", pairing="different_people"), "does not list both in subjects"),
     "id": (lambda f: edit_json(f / "case.json", id="case-0"), "the id case-0 of case-0"),
+    "no id": (lambda f: (f / "case.json").write_text('{"schema": 1, "kind": "clinical"}'), "case.json has no id"),
+    "MR grid": (lambda f: write(finer(small_case(1).mr_labels), f / "mr_labels.nii.gz"), "not lie on the MRI's own grid"),
     "missing": (lambda f: (f / "mr.nii.gz").unlink(), "MRI: .* does not exist"),
     "cut off": (lambda f: (f / "ct.nii.gz").write_bytes((f / "ct.nii.gz").read_bytes()[:900]), "CT: ct.nii.gz"),
     "not Hounsfield": (lambda f: write(small_volume(7, 0.0), f / "ct.nii.gz"), "cannot be Hounsfield units"),
