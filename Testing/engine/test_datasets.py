@@ -320,7 +320,7 @@ SPOILT = {
     "people": (lambda f: edit_json(f / "case.json", pairing="different_people"), "does not list both in subjects"),
     "id": (lambda f: edit_json(f / "case.json", id="case-0"), "the id case-0 of case-0"),
     "no id": (lambda f: (f / "case.json").write_text('{"schema": 1, "kind": "clinical"}'), "case.json has no id"),
-    "MR grid": (lambda f: write(finer(small_case(1).mr_labels), f / "mr_labels.nii.gz"), "not lie on the MRI's own grid"),
+    "MR grid": (lambda f: write(finer(small_case(1).mr_labels), f / "mr_labels.nii.gz"), "the MRI's own grid"),
     "missing": (lambda f: (f / "mr.nii.gz").unlink(), "MRI: .* does not exist"),
     "cut off": (lambda f: (f / "ct.nii.gz").write_bytes((f / "ct.nii.gz").read_bytes()[:900]), "CT: ct.nii.gz"),
     "not Hounsfield": (lambda f: write(small_volume(7, 0.0), f / "ct.nii.gz"), "cannot be Hounsfield units"),

@@ -6,6 +6,7 @@ does not.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -771,6 +772,32 @@ def test_a_wrong_setting_is_one_sentence(settings, sentence, cohort, tmp_path, c
     )
     assert sentence in refused(capsys, "weak", *words)
     assert not (tmp_path / "o").exists()  # which would refuse the corrected command
+
+
+def test_kept_figures_of_other_settings_are_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT.parent / "Testing/benchmark"))
+    import weak_supervision
+
+    def fold(scale: float, settings: Path | None = None, patients: tuple[str, ...] = ("p",)):
+        arguments = argparse.Namespace(scale=scale, settings=settings, smoke=False)
+        return weak_supervision.Fold(arguments, tmp_path, 0, {"train": ["q"], "test": list(patients)})
+
+    trained = []
+    monkeypatch.setattr(weak_supervision.Fold, "train", lambda self, method: trained.append(method))
+    monkeypatch.setattr(weak_supervision.Fold, "measure", lambda self, *_: {"liver": 0.9})
+    monkeypatch.setattr(weak_supervision, "read_case", lambda folder: None)
+    (row,) = fold(1.0).measured("sequential")
+    assert (row["liver"], row["patient"], trained) == (0.9, "p", ["sequential"])
+    assert fold(1.0).measured("sequential") == [row]
+    other = tmp_path / "other.json"
+    other.write_text('{"rounds": 3}')
+    for changed in (fold(0.5), fold(1.0, other), fold(1.0, None, ("p", "r"))):
+        with pytest.raises(InputError, match=r"sequential\.json was made with other settings"):
+            changed.measured("sequential")
+    (tmp_path / "fold-0/unified.json").write_text("[]")
+    with pytest.raises(InputError, match="unknown settings"):
+        fold(1.0).measured("unified")
+    assert trained == ["sequential"]
 
 
 def test_the_experiments_patients_are_nobody_elses():
