@@ -198,11 +198,10 @@ class Fold:
         content = json.loads(kept.read_text(encoding="utf-8"))
         former = content.get("made_with") if isinstance(content, dict) else None
         if former != json.loads(json.dumps(made_with)):
-            known = "give --scale and --settings as then, or another folder"
-            unknown = "delete it, and the training that is kept is measured anew"
-            raise InputError(
-                f"--keep: {kept} was made with {'other' if former else 'unknown'} settings; {known if former else unknown}."
-            )
+            which, remedy = "other", "give --scale and --settings as then, or another folder"
+            if former is None:
+                which, remedy = "unknown", "delete it, and the training that is kept is measured anew"
+            raise InputError(f"--keep: {kept} was made with {which} settings; {remedy}.")
         return content["rows"]
 
     # -- training -----------------------------------------------------------------------------------------------
