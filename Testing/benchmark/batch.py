@@ -48,7 +48,8 @@ def main() -> int:
     arguments = _arguments()
     use_cores(arguments.cores)
     number = 2 if arguments.smoke else arguments.cases
-    with work_folder(arguments) as work:
+    with work_folder(arguments) as folder:
+        work = folder.resolve()  # paths in a table count from the table
         table = _write_cases(work, number)
         options = {"preset": arguments.preset, "threads": 1, "device": "cpu"}
         if arguments.smoke:

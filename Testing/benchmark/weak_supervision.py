@@ -6,16 +6,21 @@ The patients are `weak_supervision` of splits.json: 24 in 4 folds. Each method l
 labels and the same patients' CTs without, and is measured on the CTs of the fourth:
 
     shipped      the shipped UNet, no adaptation
-    start        a UNet from the cohort's MRIs alone (mode pretrain), no adaptation; where all below begin
-    published    the published recipe (mode published)
+    start        a UNet from the cohort's MRIs alone (mode pretrain), no adaptation
+    published    the published recipe (mode published), from random weights
     sequential   ours, in rounds
     unified      ours, both networks in one training
     corrected    ours, in rounds, where a person corrected the CT labels of 4 training patients (here: the truth)
 
+The last three begin with the UNet of `start` and with the *shipped* MSCGUNet, which `start` also borrows for
+propagation: that network has seen more than this cohort. Our UNets' answers are cleaned by `weaktumour.segmentation`
+as in the product; the published one's is a raw argmax, as published.
+
 Of each: the liver and the tumours that its UNet finds in the CT, what that UNet claims where the CT shows nothing, and
 the MRI's labels as propagated with its networks. With --keep, what is done is not done again (fold by fold and method
 by method; a training that was stopped goes on): to use two cores, start it once for each of two folds, then once
-without --fold for the table. --scale multiplies all numbers of steps; --settings names a JSON file of settings.
+without --fold for the table. --scale multiplies all numbers of steps; --settings names a JSON file of settings. Figures
+that were made with other settings are refused; --smoke keeps to DIR/smoke.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +40,7 @@ from common import Bar, Volume, markdown_table, parser, report, run_script, use_
 from weaktumour import models, pipeline
 from weaktumour.cases import Case, read_case, write_case
 from weaktumour.deformation import Affine
+from weaktumour.errors import InputError
 from weaktumour.evaluation.measure import json_ready
 from weaktumour.evaluation.metrics import centroid_error_mm, dice, equivalent_diameter_mm, surface_metrics
 from weaktumour.labels import components
@@ -93,7 +99,9 @@ def main() -> int:
     seeds = splits["phantoms"][:3] if arguments.smoke else splits["phantoms"]
     count = 3 if arguments.smoke else splits["folds"]
     folds = [0] if arguments.smoke else list(range(count)) if arguments.fold is None else [arguments.fold]
-    with work_folder(arguments) as work:
+    with work_folder(arguments) as kept:
+        work = kept / "smoke" if arguments.smoke else kept  # coarse patients and few steps, under the same names
+        work.mkdir(exist_ok=True)
         names = [_patient(work / "cohort", seed, arguments.smoke) for seed in seeds]
         parts = [{"train": [n for i, n in enumerate(names) if i % count != k], "test": names[k::count]}
                  for k in range(count)]  # fmt: skip
@@ -157,6 +165,11 @@ def settings(arguments: argparse.Namespace) -> WeakConfig:
     return replace(config, **{stage: scaled(getattr(config, stage)) for stage in STAGES})
 
 
+def what_counts(config: WeakConfig) -> dict:
+    """What decides the figures; how they are computed, and where files lie, does not."""
+    return {name: value for name, value in asdict(config).items() if name not in ("computing", "reporting", "cohort")}
+
+
 class Fold:
     """One fold: its trainings and their figures, in FOLD/METHOD and FOLD/METHOD.json."""
 
@@ -167,8 +180,11 @@ class Fold:
         self.config = settings(arguments)
 
     def measured(self, method: str) -> list[dict]:
-        """One row for each patient held out. Made once."""
+        """One row for each patient held out. Made once. Raises InputError: it was made with other settings."""
         kept = self.folder / f"{method}.json"
+        made_with = json_ready(
+            {"simulator": VERSION, "patients": self.parts["test"], "settings": what_counts(self.config)}
+        )
         if not kept.exists():
             begun = time.monotonic()
             trained = self.train(method)
@@ -178,8 +194,15 @@ class Fold:
                 row = self.measure(method, trained, read_case(self.work / "cohort" / name))
                 rows.append({"fold": self.number, "method": method, "patient": name, "training_s": seconds, **row})
                 print(f"fold {self.number} {method} {name}: liver Dice {row['liver']:.3f}", flush=True)
-            _write_whole(kept, json_ready(rows))
-        return json.loads(kept.read_text(encoding="utf-8"))
+            _write_whole(kept, {"made_with": made_with, "rows": json_ready(rows)})
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        former = content.get("made_with") if isinstance(content, dict) else None
+        if former != json.loads(json.dumps(made_with)):
+            which, remedy = "other", "give --scale and --settings as then, or another folder"
+            if former is None:
+                which, remedy = "unknown", "delete it, and the training that is kept is measured anew"
+            raise InputError(f"--keep: {kept} was made with {which} settings; {remedy}.")
+        return content["rows"]
 
     # -- training -----------------------------------------------------------------------------------------------
     def train(self, method: str) -> dict[str, ModelEntry]:

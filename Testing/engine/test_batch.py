@@ -67,6 +67,22 @@ def test_a_cohort_is_its_pairs(tmp_path, simulated_case):
         read_cases(tmp_path / "absent.csv")
 
 
+def test_one_unreadable_case_stops_no_others(tmp_path, runs, capsys):
+    for name, content in (("a", '{"schema": 1, "id": "a"}'), ("b", "{"), ("c", '{"schema": 99}')):
+        (tmp_path / "cohort" / name).mkdir(parents=True)
+        (tmp_path / "cohort" / name / "case.json").write_text(content)
+        for file in ("mr", "ct", "mr_labels"):
+            (tmp_path / "cohort" / name / f"{file}.nii.gz").write_text(file)
+    line = ["batch", str(tmp_path / "cohort"), "--out", str(tmp_path / "out"), "--scheduler", "none", "--threads", "1"]
+    assert cli.main(line) == 1
+    assert runs == ["a"]
+    told = capsys.readouterr().out
+    assert "2 of 3 cases failed" in told
+    assert "b: Case: " in told
+    assert "is not valid JSON; restore the file." in told
+    assert "has schema 99, newer than 1" in told
+
+
 # -- keeping what is done -----------------------------------------------------------------------------------------
 @pytest.fixture
 def runs(monkeypatch) -> list[str]:
@@ -119,6 +135,49 @@ def test_a_batch_goes_on_where_it_was(tmp_path, runs, capsys):
         runs.clear()
         cli.main(line)
         assert runs == again
+
+
+def test_a_model_that_was_replaced_makes_results_anew(tmp_path, runs, monkeypatch):
+    (tmp_path / "mr").write_text("")
+    weights = {"segmentation": "one", "registration": "two"}
+    monkeypatch.setattr(running, "find", lambda name, task: type("Entry", (), {"sha256": f"{name} {weights[task]}"}))
+    cases = (BatchCase("good", {"mr": str(tmp_path / "mr"), "ct": str(tmp_path / "mr")}),)
+    for settings in ({"segmentation_model": "mine"}, {}):
+        batch = running.Batch(cases, tmp_path / "out", settings, scheduler="none")
+        for change, again in (
+            ({}, True),
+            ({}, False),
+            ({"segmentation": "other"}, True),
+            ({"registration": "x"}, True),
+        ):
+            weights |= change
+            runs.clear()
+            running.run_batch(batch, lambda text: None)
+            assert bool(runs) == again
+        weights |= {"segmentation": "one", "registration": "two"}
+
+
+def test_a_task_is_sent_without_the_other_cases(tmp_path, monkeypatch):
+    from dask import distributed
+
+    sent = []
+
+    class Client:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def submit(self, do, batch, case, **_):
+            sent.append((batch.cases, case.id))
+            return type("Task", (), {"result": lambda self: running._row(case, seconds=1.0)})()
+
+    monkeypatch.setattr(running, "_client", lambda batch, module: Client())
+    monkeypatch.setattr(distributed, "as_completed", list)
+    cases = tuple(BatchCase(name, {}) for name in "ab")
+    running.run_batch(running.Batch(cases, tmp_path), lambda text: None)
+    assert sent == [((), "a"), ((), "b")]
 
 
 def test_a_case_that_fails_has_no_result_of_former_inputs(tmp_path, runs):

@@ -298,6 +298,15 @@ def shifted(volume: Volume, by_mm: float) -> Volume:
     )
 
 
+def finer(volume: Volume) -> Volume:
+    """The same, each voxel cut in two along x."""
+    grid = volume.grid
+    half = (grid.spacing[0] / 2, *grid.spacing[1:])
+    origin = (grid.origin[0] - half[0] / 2, *grid.origin[1:])
+    size = (2 * grid.size[0], *grid.size[1:])
+    return Volume(np.repeat(volume.array, 2, axis=2), Grid(size, half, origin, grid.direction))
+
+
 def name_in_header(path: Path) -> None:
     data = bytearray(gzip.decompress(path.read_bytes()))
     data[148:160] = b"Doe^Jane    "
@@ -310,6 +319,8 @@ SPOILT = {
     "pairing": (lambda f: edit_json(f / "case.json", pairing="twins"), "says pairing 'twins'"),
     "people": (lambda f: edit_json(f / "case.json", pairing="different_people"), "does not list both in subjects"),
     "id": (lambda f: edit_json(f / "case.json", id="case-0"), "the id case-0 of case-0"),
+    "no id": (lambda f: (f / "case.json").write_text('{"schema": 1, "kind": "clinical"}'), "case.json has no id"),
+    "MR grid": (lambda f: write(finer(small_case(1).mr_labels), f / "mr_labels.nii.gz"), "the MRI's own grid"),
     "missing": (lambda f: (f / "mr.nii.gz").unlink(), "MRI: .* does not exist"),
     "cut off": (lambda f: (f / "ct.nii.gz").write_bytes((f / "ct.nii.gz").read_bytes()[:900]), "CT: ct.nii.gz"),
     "not Hounsfield": (lambda f: write(small_volume(7, 0.0), f / "ct.nii.gz"), "cannot be Hounsfield units"),
@@ -404,7 +415,7 @@ def test_folds_test_each_case_once_and_keep_people_together():
 
 def test_leaks_and_duplicates_are_refused_with_a_sentence():
     three = entries(("a",), ("a",), ("b",))
-    with pytest.raises(InputError, match="fold 1 learns from c00 and tests c01, which show the same person"):
+    with pytest.raises(InputError, match="fold 0 learns from c00 and tests c01, which show the same person"):
         check_leaks([Fold(("c00", "c02"), ("c01",))], three)
     with pytest.raises(InputError, match="c09 is not in the cohort"):
         check_leaks([Fold(("c00",), ("c09",))], three)
@@ -419,7 +430,9 @@ def test_leaks_and_duplicates_are_refused_with_a_sentence():
 def test_the_command_splits_once_and_checks(cohort, tmp_path, capsys):
     path = tmp_path / "splits.json"
     assert cli.main(["dataset", "split", str(cohort), "--out", str(path), "--folds", "3", "--seed", "5"]) == 0
-    assert "3 cases of 3 patients" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "3 cases of 3 patients" in told
+    assert [line.split(":")[0] for line in told.splitlines()[:3]] == ["fold 0", "fold 1", "fold 2"]
     assert [len(fold.test) for fold in read_splits(path)] == [1, 1, 1]
     assert cli.main(["dataset", "check", str(cohort), "--splits", str(path)]) == 0
     assert "nobody is both learnt from and tested" in capsys.readouterr().out
@@ -427,8 +440,8 @@ def test_the_command_splits_once_and_checks(cohort, tmp_path, capsys):
     assert "a split that was used is never changed" in capsys.readouterr().err
     content = json.loads(path.read_text())
     for change, sentence in (
-        (lambda folds: folds[0]["train"].append(folds[0]["test"][0]), "both learnt from and tested in fold 1"),
-        (lambda folds: folds[1]["test"].extend(folds[0]["test"]), "fold 2|two folds"),
+        (lambda folds: folds[0]["train"].append(folds[0]["test"][0]), "both learnt from and tested in fold 0"),
+        (lambda folds: folds[1]["test"].extend(folds[0]["test"]), "in fold 1 of|two folds"),
     ):
         spoilt = json.loads(json.dumps(content))
         change(spoilt["folds"])

@@ -200,8 +200,8 @@ def test_label_maps_of_one_person_are_one_patient(tmp_path):
 # -- the command --------------------------------------------------------------------------------------------------
 def test_folds_take_what_they_test(folders, tmp_path, capsys):
     found, cohort = folders
-    (found / "fold-2").mkdir()
-    shutil.move(found / "p2", found / "fold-2" / "p2")
+    (found / "fold-1").mkdir()
+    shutil.move(found / "p2", found / "fold-1" / "p2")
     content = {"schema": 1, "folds": [{"train": ["p2"], "test": ["p1"]}, {"train": ["p1"], "test": ["p2"]}]}
     splits = tmp_path / "splits.json"
     splits.write_text(json.dumps(content))
@@ -209,11 +209,84 @@ def test_folds_take_what_they_test(folders, tmp_path, capsys):
     assert cli.main([*line, "--replicates", "100"]) == 0
     assert "2 folds, each patient tested in one of them" in capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert [(row["patient"], row["fold"]) for row in written["rows"]] == [("p1", 1), ("p2", 2)]
+    assert [(row["patient"], row["fold"]) for row in written["rows"]] == [("p1", 0), ("p2", 1)]
     assert written["summary"]["visible healthy liver"]["dice"]["mean"] == pytest.approx((13 + 12) / 28)
     text = (tmp_path / "out" / "evaluation.md").read_text()
-    assert "| fold 2 | visible healthy liver | 1 | 0.857 |" in text
+    assert "| fold 1 | visible healthy liver | 1 | 0.857 |" in text
     assert "| p1 | invisible tumours | 0.667 |" in text
+
+
+def test_the_tutorials_evaluation(folders, tmp_path, capsys, monkeypatch):
+    """Step 4 of Resources/from_corrections.md, where fold 0 holds out p1 and p2 and the CT of p2 has no labels."""
+    _, cohort = folders
+    (cohort / "p2" / "ct_labels.nii.gz").unlink()
+    content = {"schema": 1, "folds": [{"train": ["p0"], "test": ["p1", "p2"]}, {"train": ["p1", "p2"], "test": ["p0"]}]}
+    (tmp_path / "splits.json").write_text(json.dumps(content))
+    for number, name in enumerate(("before", "after")):
+        (tmp_path / name).mkdir()
+        for case in ("p1", "p2"):
+            write_volume(label_map(1 - number), tmp_path / name / f"{case}.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "Resources" / "from_corrections.md").read_text(encoding="utf-8")
+    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("weaktumour evaluate ")]
+    assert len(commands) == 2
+    for command in commands:
+        assert cli.main(command) == 0
+        told = capsys.readouterr().out
+        assert "Left out, since nobody labelled the CT (no ct_labels.nii.gz): p2" in told
+        assert "1 label maps, fold 0 of 0 to 1, its test part." in told
+    figures = [json.loads((tmp_path / f"figures-{n}" / "evaluation.json").read_text()) for n in ("before", "after")]
+    assert [[row["patient"] for row in content["rows"]] for content in figures] == [["p1"], ["p1"]]
+    means = [content["summary"]["visible healthy liver"]["dice"]["mean"] for content in figures]
+    assert means == pytest.approx([13 / 14, 1.0])
+
+    (tmp_path / "before" / "p1.nii.gz").unlink()  # a CT without a liver, says the shipped network
+    assert cli.main(commands[0]) == 2
+    assert "holds no prediction at all" in capsys.readouterr().err
+    for fold in ("2", "-1"):
+        assert cli.main(["evaluate", "after", "cohort", "--splits", "splits.json", "--fold", fold]) == 2
+        assert "--splits has the folds 0 to 1" in capsys.readouterr().err
+    assert cli.main(["evaluate", "after", "cohort", "--fold", "0"]) == 2
+    assert "give both or neither" in capsys.readouterr().err
+
+
+def test_a_missing_prediction_counts_as_empty_where_asked(folders, capsys):
+    found, cohort = folders
+    shutil.rmtree(found / "p0")
+    assert cli.main(["evaluate", str(found), str(cohort)]) == 2
+    assert "let it count as empty with --missing empty" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(found), str(cohort), "--missing", "empty"]) == 0
+    told = capsys.readouterr().out
+    assert "1 cases have no prediction and count as empty." in told
+    assert f"| visible healthy liver | 3 | {(0 + 13 + 12) / 42:.3f}" in told
+
+
+def test_labels_of_another_scheme_are_what_their_json_says(folders):
+    """5 liver, 7 and 9 tumours, 1 and 3 something else; at last the prediction knows no tumour 7."""
+    found, cohort = folders
+    before = rows_of(folders)[1]["figures"]
+
+    def renumbered(path: Path, named: dict[int, str], drop: int = 0) -> None:
+        array = label_map(int(path.parent == found / "p1")).array
+        new = np.zeros_like(array)
+        for old, value in ((1, 5), (2, 7), (3, 9)):
+            new[array == old] = 5 if value == drop else value
+        new[0, :5], new[1, :5] = 1, 3
+        write_volume(Volume(new, GRID), path)
+        entries = [{"value": v, "name": str(v), "role": role} for v, role in named.items()]
+        (path.parent / "labels.json").write_text(json.dumps({"schema": 1, "labels": entries}))
+
+    roles = {1: "other", 3: "other", 5: "liver", 7: "tumour", 9: "tumour"}
+    renumbered(found / "p1" / "ct_labels.nii.gz", roles)
+    assert rows_of(folders)[1]["figures"] == before  # one of ours, one of theirs
+    renumbered(cohort / "p1" / "ct_labels.nii.gz", roles)
+    assert rows_of(folders)[1]["figures"] == before
+    del roles[7]
+    renumbered(found / "p1" / "ct_labels.nii.gz", roles, drop=7)
+    row = rows_of(folders)[1]
+    assert row["figures"]["invisible tumours"]["dice"] == 0
+    assert row["figures"]["visible tumours"] == before["visible tumours"]
+    assert row["false_tumour_ml"] == pytest.approx(9 * 0.036)
 
 
 def test_two_files_and_an_empty_prediction(tmp_path, capsys):

@@ -6,6 +6,7 @@ does not.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from weaktumour.cases import Case, write_case
 from weaktumour.deformation import Affine, DisplacementField
 from weaktumour.errors import InputError
 from weaktumour.networks import build
-from weaktumour.training import published, weak
+from weaktumour.training import published, weak, weak_tasks
 from weaktumour.training.cohort import labels_of, read_cohort
 from weaktumour.training.config import Computing, Optimisation, parse_config
 from weaktumour.training.loop import move_average
@@ -318,6 +319,59 @@ def test_the_guide_moves_the_registration_and_not_the_guide(known):
     assert any(p.grad is not None and p.grad.any() for p in network.parameters())
 
 
+@pytest.fixture(scope="module")
+def cut(patients) -> tuple[CaseData, float]:
+    """Patient a whose MRI ends within the liver, with pseudo-labels that are sure of nothing, and the end's z, mm."""
+    case = patients["a"]
+    short = replace(case, mr=slab(case.mr, 14), mr_labels=slab(case.mr_labels, 14))
+    prepared = prepare(short, 8.0, 12.0)
+    classes = np.zeros(prepared.ct.shape, dtype=np.uint8)
+    data = CaseData("a", prepared, Pair(np.eye(4)), classes, np.zeros(classes.shape, dtype=np.float32))
+    return data, case.mr.grid.origin[2] + 13.5 * 7
+
+
+def test_where_the_mri_never_looked_there_are_no_labels(cut, monkeypatch):
+    case, end = cut
+    taught = []
+
+    def caught(outputs, target, weight, settings):
+        taught.append((target, weight))
+        return {"loss": outputs[0].sum() * 0 if isinstance(outputs, list) else outputs.sum() * 0}
+
+    monkeypatch.setattr(weak_tasks, "deep_loss", caught)
+    begin = Both(unet(), build("mscgunet", MSCGUNET))  # which moves nothing yet
+    task = Unified(stage_of(), Segmenting(), PairMaker(Registering(), 8.0, (16, 16, 16)), Cases([case]), begin, 8.0, 2)
+    network = task.network()
+    for number in (0, 1):  # in one pass, and in two
+        sample = task.sample(number, CPU)
+        task.losses(network, sample)
+        target, weight = taught[-1]
+        points = sample.patch_grid.points() @ case.prepared.frame[:3, :3].T + case.prepared.frame[:3, 3]
+        beyond = torch.as_tensor(points[..., 2] > end + 8.0)[None]
+        assert (case.prepared.truth > 0).any()
+        assert (beyond & sample.patch.measured).sum() > 100
+        assert not weight[beyond].any()
+        assert weight[~beyond & (target > 0)].mean() > 0.4
+
+
+def test_the_guide_counts_where_both_images_looked(cut):
+    case, end = cut
+    maker = PairMaker(Registering(similarity=0, smoothness=0, graph=0), 8.0, (16, 16, 16))
+    pair, cube = maker.make(case, 0, Random(0), off=False), maker.cube(case)
+    prediction = build("mscgunet", MSCGUNET)(*maker.shown(pair, 2))  # moves nothing yet
+    points = cube.points() @ case.prepared.frame[:3, :3].T + case.prepared.frame[:3, 3]
+    beyond = torch.as_tensor(points[..., 2] > end)[None, None]
+    guide = pair.moving_liver
+    assert not guide[pair.moving_measured < 1][beyond[pair.moving_measured < 1]].any()
+
+    def cost(guide: torch.Tensor) -> float:
+        return float(maker.losses(prediction, pair, None, guide)["guide"].detach())
+
+    assert cost(guide) < 0.2
+    assert cost(torch.where(beyond, 1.0, guide)) == pytest.approx(cost(guide), abs=1e-6)
+    assert cost(torch.where(beyond, guide, 1 - guide)) > 0.5
+
+
 def test_the_edge_of_a_tumour_is_not_compared(known):
     pair = PairMaker(Registering(), 6.0, (32, 32, 32)).make(known, 0, Random(0), off=False)
     lesion = known.prepared.moving[3]
@@ -518,6 +572,53 @@ def test_what_is_stretched_comes_back(patients):
     np.testing.assert_array_equal(same.array, case.mr_labels.array)
 
 
+def test_a_run_whose_cases_have_changed_is_refused(cohort, tmp_path):
+    shutil.copytree(cohort / "cohort", tmp_path / "cohort")
+    shutil.copy(cohort / "folds.json", tmp_path)
+    damaged = tmp_path / "cohort/c/ct_labels.nii.gz"
+    whole = damaged.read_bytes()
+    damage(damaged)
+    with pytest.raises(InputError, match="case c"):
+        run_here(tmp_path, "pretrain", tmp_path / "out")
+    damaged.write_bytes(whole)  # what nobody could read may be mended
+    made = [path.read_bytes() for path in run_here(tmp_path, "pretrain", tmp_path / "out")]
+    changed = tmp_path / "cohort/a/mr_labels.nii.gz"
+    former = changed.read_bytes()
+    shutil.copy(tmp_path / "cohort/a/ct_labels.nii.gz", changed)
+    with pytest.raises(InputError, match=r"case a: its files have changed since .*; put the former ones back"):
+        run_here(tmp_path, "pretrain", tmp_path / "out")
+    changed.write_bytes(former)
+    assert [path.read_bytes() for path in run_here(tmp_path, "pretrain", tmp_path / "out")] == made
+
+
+def test_pairs_of_different_people_carry_no_labels(cohort, tmp_path):
+    shutil.copytree(cohort / "cohort", tmp_path / "cohort")
+    shutil.copy(cohort / "folds.json", tmp_path)
+    path = tmp_path / "cohort/a/case.json"
+    info = json.loads(path.read_text()) | {"pairing": "different_people", "subjects": ["a", "z"]}
+    path.write_text(json.dumps(info))
+    for mode in ("sequential", "unified"):
+        with pytest.raises(InputError, match="case a: its MRI and CT are of different people"):
+            run_here(tmp_path, mode, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    run_here(tmp_path, "pretrain", tmp_path / "out")
+
+
+def test_a_model_of_one_pass_is_asked_once(known):
+    def before(passes: int) -> list[bool]:
+        maker, asked = PairMaker(Registering(), 12.0, (16, 16, 16)), []
+        losses = maker.losses
+        maker.losses = lambda answer, pair, before, guide: (asked.append(before is not None),
+                                                            losses(answer, pair, before, guide))[1]  # fmt: skip
+        task = Unified(stage_of(), Segmenting(), maker, Cases([known]), Both(unet(), mscgunet()), 8.0, passes)
+        for number in (0, 1):
+            task.losses(task.network(), task.sample(number, CPU))
+        return asked
+
+    assert before(1) == [False, False]
+    assert before(2) == [False, True]
+
+
 def test_a_run_of_other_settings_is_refused(cohort, uninterrupted):
     members = read_cohort(cohort / "cohort", cohort / "folds.json", 0)
     for changed, who in (
@@ -602,6 +703,24 @@ def test_a_cohort_that_does_not_fit_is_one_sentence(cohort, patients, tmp_path):
         assert sentence in told(lambda f: None, folds, fold)
     assert "belong together" in told(lambda f: None, folds, None)
 
+    def one_person(folder: Path) -> None:
+        for name in "ab":
+            path = folder / name / "case.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"subjects": [name, "somebody"]}))
+
+    folds.write_text('{"folds": [{"train": ["a", "c"], "test": ["b"]}]}')
+    sentence = told(one_person, folds, 0)
+    assert "learns from a and tests b, which show the same person (somebody); split again" in sentence
+
+
+def test_cases_outside_the_split_are_counted(cohort, tmp_path, capsys):
+    (tmp_path / "folds.json").write_text('{"folds": [{"train": ["a"], "test": ["b"]}]}')
+    words = ["train", "weak", "--mode", "pretrain", "--cohort", str(cohort / "cohort"), "--out", str(tmp_path / "o"),
+             "--splits", str(tmp_path / "folds.json"), "--fold", "0"]  # fmt: skip
+    words += ["--config", str(cohort / "settings.json")]
+    assert cli.main(words) == 0
+    assert "1 cases of the cohort are in no part of fold 0: not used." in capsys.readouterr().out
+
 
 def test_a_held_out_case_is_never_learnt_from(cohort):
     folds = cohort / "other-folds.json"
@@ -634,6 +753,8 @@ def test_options_that_do_not_belong_are_refused(words, sentence, tmp_path, capsy
         ({"labelling": {"preset": "slow"}}, '"slow" is not known'),
         ({"start_segmentation": "nobody"}, "nobody"),
         ({"start_segmentation": "mscgunet"}, "is for registration"),
+        ({"network": {"widths": "wide"}}, "does not fit unet"),
+        ({"computing": {"accelerator": "cpu", "devices": 2}}, "a batch of 1 cannot be shared by 2 processes"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(settings, sentence, cohort, tmp_path, capsys):
@@ -650,6 +771,33 @@ def test_a_wrong_setting_is_one_sentence(settings, sentence, cohort, tmp_path, c
         str(tmp_path / "o"),
     )
     assert sentence in refused(capsys, "weak", *words)
+    assert not (tmp_path / "o").exists()  # which would refuse the corrected command
+
+
+def test_kept_figures_of_other_settings_are_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT.parent / "Testing/benchmark"))
+    import weak_supervision
+
+    def fold(scale: float, settings: Path | None = None, patients: tuple[str, ...] = ("p",)):
+        arguments = argparse.Namespace(scale=scale, settings=settings, smoke=False)
+        return weak_supervision.Fold(arguments, tmp_path, 0, {"train": ["q"], "test": list(patients)})
+
+    trained = []
+    monkeypatch.setattr(weak_supervision.Fold, "train", lambda self, method: trained.append(method))
+    monkeypatch.setattr(weak_supervision.Fold, "measure", lambda self, *_: {"liver": 0.9})
+    monkeypatch.setattr(weak_supervision, "read_case", lambda folder: None)
+    (row,) = fold(1.0).measured("sequential")
+    assert (row["liver"], row["patient"], trained) == (0.9, "p", ["sequential"])
+    assert fold(1.0).measured("sequential") == [row]
+    other = tmp_path / "other.json"
+    other.write_text('{"rounds": 3}')
+    for changed in (fold(0.5), fold(1.0, other), fold(1.0, None, ("p", "r"))):
+        with pytest.raises(InputError, match=r"sequential\.json was made with other settings"):
+            changed.measured("sequential")
+    (tmp_path / "fold-0/unified.json").write_text("[]")
+    with pytest.raises(InputError, match="unknown settings"):
+        fold(1.0).measured("unified")
+    assert trained == ["sequential"]
 
 
 def test_the_experiments_patients_are_nobody_elses():

@@ -179,6 +179,15 @@ def read_label_names(path: str | Path) -> dict[int, str]:
         return {}
 
 
+def read_label_roles(path: str | Path) -> dict[int, str]:
+    """{value: liver, tumour or other} from labels.json; empty where there is none or it is not ours."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {int(entry["value"]): str(entry["role"]) for entry in content["labels"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def components(mask: np.ndarray, grid: Grid, smallest_voxels: int = 1) -> list[dict[str, object]]:
     """Connected parts (26-neighbourhood), largest first: voxels, volume_mm3, centroid_lps_mm, diameter_mm."""
     if not mask.any():

@@ -20,14 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 from .. import __version__
 from ..errors import InputError
-from ..models import TASKS, default_id, find, shipped_folder
+from ..models import TASKS, find, shipped_folder
 from ..uncertainty.calibration import FILE as CALIBRATION_FILE
 from ..workspace import remove_tree
 from .table import PATHS, BatchCase
@@ -91,8 +91,9 @@ def _performed(batch: Batch) -> Iterator[Row]:
         raise InputError(_NEEDS_DASK) from error
     with _client(batch, distributed) as client:
         # What is wrong with a case becomes its row: Dask does again only what a lost worker had begun.
+        alone = replace(batch, cases=())  # a task need not know of the others
         tasks = {
-            client.submit(perform_on_worker, batch, case, key=f"register-{case.id}-{os.getpid()}", pure=False): case
+            client.submit(perform_on_worker, alone, case, key=f"register-{case.id}-{os.getpid()}", pure=False): case
             for case in batch.cases
         }
         for task in distributed.as_completed(list(tasks)):
@@ -125,6 +126,8 @@ def perform_on_worker(batch: Batch, case: BatchCase) -> Row:
 
 def perform(batch: Batch, case: BatchCase, gpu: str | None = None) -> Row:
     """Register one case, unless its result is there already; its row, which is written too."""
+    if case.error is not None:
+        return _kept_row(batch, case, _row(case, error=case.error))
     try:
         key = key_of(batch, case)
     except OSError as error:
@@ -144,10 +147,19 @@ def perform(batch: Batch, case: BatchCase, gpu: str | None = None) -> Row:
 
 
 def key_of(batch: Batch, case: BatchCase) -> str:
-    """What a result depends on: content of the inputs, settings, threads and this program. Raises OSError."""
+    """What a result depends on: content of the inputs and models, settings, threads, this program. Raises OSError."""
     inputs = {name: _checksum(Path(value)) if name in PATHS else value for name, value in case.inputs.items()}
     settings = {name: value for name, value in batch.settings.items() if value is not None}
-    return json.dumps([inputs, settings, batch.threads, _program()], sort_keys=True)
+    models = {task: _model(task, batch.settings.get(f"{task}_model")) for task in TASKS}
+    return json.dumps([inputs, settings, models, batch.threads, _program()], sort_keys=True)
+
+
+def _model(task: str, chosen: object) -> str:
+    """Checksum of the weights that a run would use now: under one id there may be others than a while ago."""
+    try:
+        return find(None if chosen is None else str(chosen), task).sha256
+    except InputError as error:  # "none"; or the run says what is wrong
+        return str(error)
 
 
 def _register(batch: Batch, case: BatchCase, gpu: str | None) -> str | None:
@@ -195,9 +207,9 @@ def _checksum(path: Path) -> str:
 
 @cache
 def _program() -> str:
-    """Version and checksum of the code and of the default models: while one works on it the version says little."""
+    """Version and checksum of the code: while one works on it the version says little."""
     package = Path(__file__).resolve().parents[1]
-    digest = sha256("".join(f"{t} {find(None, t).sha256}" for t in TASKS if default_id(t)).encode())
+    digest = sha256()
     with suppress(OSError):
         digest.update((shipped_folder() / CALIBRATION_FILE).read_bytes())
     for pattern in ("*.py", "registration/*.py", "networks/*.py", "report/*.py", "uncertainty/*.py"):

@@ -17,10 +17,14 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class BatchCase:
-    """id: name of the result's folder. inputs: what `register` is given of COLUMNS, paths absolute."""
+    """id: name of the result's folder. inputs: what `register` is given of COLUMNS, paths absolute.
+
+    error: why it cannot be used at all, to be told when its turn comes.
+    """
 
     id: str
     inputs: dict[str, str]
+    error: str | None = None
 
 
 def read_cases(path: str | Path) -> list[BatchCase]:
@@ -79,8 +83,14 @@ def _of_cohort(cohort: Path) -> list[BatchCase]:
 
     cases = []
     for folder in sorted(cohort.iterdir()):
-        if not (folder / "case.json").is_file() or read_case_info(folder).get("pairing") == "single":
+        if not (folder / "case.json").is_file():
+            continue
+        try:
+            info, problem = read_case_info(folder), None
+        except InputError as error:
+            info, problem = {}, str(error)
+        if info.get("pairing") == "single":
             continue
         files = {name: folder.resolve() / f"{name}.nii.gz" for name in ("mr", "ct", "mr_labels")}
-        cases.append(BatchCase(folder.name, {name: str(file) for name, file in files.items()}))
+        cases.append(BatchCase(folder.name, {name: str(file) for name, file in files.items()}, problem))
     return cases

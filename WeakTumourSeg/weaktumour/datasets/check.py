@@ -78,6 +78,8 @@ def check_cohort(cohort: str | Path) -> list[Problem]:
             entries.append(entry)
     by_id: dict[str, str] = {}
     for entry in entries:
+        if not entry.info.get("id"):  # told already
+            continue
         other = by_id.setdefault(str(entry.info["id"]), entry.name)
         if other != entry.name:
             problems.append(
@@ -177,10 +179,11 @@ def _checked_image(folder: Path, modality: str) -> tuple[Volume, list[tuple[str,
 
 def _label_problems(image: Volume, labels: LabelMap, folder: Path, modality: str) -> Iterator[tuple[str, bool]]:
     what = {"mr": "MRI", "ct": "CT"}[modality]
-    if modality == "ct" and not labels.volume.grid.same_as(image.grid, tolerance_mm=1e-2):
-        yield "CT labels: they do not lie on the CT's own grid; resample them onto it.", True
     index = np.argwhere(labels.volume.array > 0)
     inside = float(image.grid.contains(labels.volume.grid.index_to_world(index[:, ::-1])).mean())
+    # `register` takes an MRI's labels on any grid, training does not. Labels of another image are told as such.
+    if (modality == "ct" or inside >= 0.5) and not labels.volume.grid.same_as(image.grid, tolerance_mm=1e-2):
+        yield f"{what} labels: they do not lie on the {what}'s own grid; resample them onto it.", True
     if inside < 1.0:
         yield (
             f"{what} labels: {100 * (1 - inside):.2g} % of their voxels lie outside the {what}; "

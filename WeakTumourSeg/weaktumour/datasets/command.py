@@ -40,7 +40,12 @@ def add_dataset_parser(commands: argparse._SubParsersAction) -> None:
     parsers["split"].add_argument("cohort", metavar="COHORT", help="folder of case folders")
     parsers["split"].add_argument("--out", required=True, metavar="FILE", help="JSON file to write; must be new")
     how = parsers["split"].add_mutually_exclusive_group(required=True)
-    how.add_argument("--folds", type=int, metavar="K", help="cross-validation: each case is tested in one of K folds")
+    how.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="cross-validation: each case is tested in one of K folds, which count from 0",
+    )
     how.add_argument("--test", type=int, metavar="N", help="hold out N cases, or as many more as keep patients whole")
     parsers["split"].add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same parts "
                                   "(default: 0)")  # fmt: skip
@@ -103,7 +108,7 @@ def _split(options: Mapping[str, object]) -> int:
     folds, test, seed = (options.get(name) for name in ("folds", "test", "seed"))
     made = make_folds(entries, folds=folds, test=test, seed=int(seed))
     write_splits(str(options["out"]), made, cohort.resolve().name, int(seed))
-    for number, fold in enumerate(made, start=1):
+    for number, fold in enumerate(made):
         print(f"fold {number}: {len(fold.train)} cases to learn from, {len(fold.test)} to test")
     print(f"Split: {options['out']} ({len(entries)} cases of {len(groups_of(entries))} patients)")
     return EXIT_DONE

@@ -1,7 +1,7 @@
 """Who is in which part: patients, not images, are dealt out, so that nobody is learnt from and tested on.
 
 A splits file is JSON: {"schema": 1, "cohort", "seed", "folds": [{"train": [case names], "test": [...]}, ...]}: K folds
-of a cross-validation, in which each case is tested once, or one fold with a held-out test part.
+of a cross-validation, in which each case is tested once, or one fold with a held-out test part. Folds count from 0.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def read_splits(path: str | Path) -> list[Fold]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"Splits: {path} is no file of `weaktumour dataset split`; make one with it.") from error
     tested: set[str] = set()
-    for number, fold in enumerate(folds, start=1):
+    for number, fold in enumerate(folds):
         both = sorted(set(fold.train) & set(fold.test))
         if both:
             raise InputError(
@@ -117,7 +117,7 @@ def check_leaks(folds: Sequence[Fold], entries: Sequence[Entry]) -> None:
     """Raise InputError where a fold tests somebody it learns from, or names a case that is not there."""
     known = {entry.name: entry for entry in entries}
     group = {name: number for number, names in enumerate(groups_of(entries)) for name in names}
-    for number, fold in enumerate(folds, start=1):
+    for number, fold in enumerate(folds):
         absent = sorted({*fold.train, *fold.test} - set(known))
         if absent:
             raise InputError(f"Splits: the case {absent[0]} is not in the cohort; give the cohort that was split.")

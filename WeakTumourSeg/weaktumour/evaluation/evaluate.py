@@ -17,7 +17,9 @@ import SimpleITK as sitk
 from ..cases import read_case_info, subjects_of
 from ..datasets.splits import Fold
 from ..errors import InputError
-from ..labels import read_labels
+from ..labels import LIVER as LIVER_ROLE
+from ..labels import TUMOUR as TUMOUR_ROLE
+from ..labels import read_label_roles, read_labels
 from ..volumes import Grid, Volume
 from .chaos import METRICS, chaos_metrics
 from .measure import markdown_table
@@ -37,22 +39,38 @@ FIGURES = (*METRICS, "score")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prediction and its reference, both label maps of one CT. info: the case's case.json. fold: from 1, if any."""
+    """One prediction and its reference, both label maps of one CT. predicted: None where nothing was found.
+
+    info: the case's case.json. fold: from 0, if any.
+    """
 
     name: str
-    predicted: Path
+    predicted: Path | None
     reference: Path
     info: dict[str, object] = field(default_factory=dict)
     fold: int | None = None
 
 
-def comparisons(prediction: str | Path, reference: str | Path, folds: Sequence[Fold] = ()) -> list[Comparison]:
+def comparisons(
+    prediction: str | Path,
+    reference: str | Path,
+    folds: Sequence[Fold] = (),
+    fold: int | None = None,
+    *,
+    missing_is_empty: bool = False,
+) -> list[Comparison]:
     """Two label files; or a folder of results and a cohort, of which with folds each case is taken that a fold tests.
 
-    A case's prediction is PREDICTION/NAME/ct_labels.nii.gz or PREDICTION/NAME.nii.gz; with folds also below fold-K.
-    Raises InputError: a missing prediction is no reason to leave a patient out.
+    fold: only what this one tests, from 0. A case's prediction is PREDICTION/NAME/ct_labels.nii.gz or
+    PREDICTION/NAME.nii.gz; with folds also below fold-K. Cases of a fold that have no reference are `unknown`.
+    Raises InputError: a missing prediction is no reason to leave a patient out; missing_is_empty: it counts as empty,
+    unless all are missing.
     """
     prediction, reference = Path(prediction), Path(reference)
+    if fold is not None and not folds:
+        raise InputError("--fold: it counts the folds of --splits; give both or neither.")
+    if fold is not None and not 0 <= fold < len(folds):
+        raise InputError(f"--fold: {fold}; --splits has the folds 0 to {len(folds) - 1}.")
     if prediction.is_file() and reference.is_file():
         if folds:
             raise InputError("--splits: there are no folds in two files; leave it out, or give folders.")
@@ -60,42 +78,69 @@ def comparisons(prediction: str | Path, reference: str | Path, folds: Sequence[F
     for what, path in (("predictions", prediction), ("references", reference)):
         if not path.is_dir():
             raise InputError(f"Evaluate: the {what} {path} are no folder; give two label files or two folders.")
-    wanted = [(name, number) for number, fold in enumerate(folds, start=1) for name in fold.test]
-    if not folds:
-        wanted = [(path.name, None) for path in sorted(reference.iterdir()) if (path / "ct_labels.nii.gz").is_file()]
+    if folds:
+        left_out = unknown(reference, folds, fold)
+        wanted = [(name, number) for name, number in _tested(folds, fold) if name not in left_out]
+    else:
+        wanted = [(path.name, None) for path in sorted(reference.iterdir()) if _reference(path).is_file()]
     if not wanted:
         raise InputError(f"Evaluate: {reference} holds no case with a ct_labels.nii.gz to compare with.")
-    return [_comparison(prediction, reference, name, number) for name, number in wanted]
+    found = [_comparison(prediction, reference, name, number, missing_is_empty) for name, number in wanted]
+    if all(comparison.predicted is None for comparison in found):
+        raise InputError(f"Evaluate: {prediction} holds no prediction at all; give the folder that they are in.")
+    return found
 
 
-def _comparison(prediction: Path, reference: Path, name: str, fold: int | None) -> Comparison:
-    truth = reference / name / "ct_labels.nii.gz"
-    if not truth.is_file():
-        raise InputError(f"Evaluate: the case {name} of the splits has no {truth}; give the cohort that was split.")
+def unknown(reference: str | Path, folds: Sequence[Fold], fold: int | None = None) -> list[str]:
+    """Cases that folds (or one) test and whose CT nobody labelled. Raises InputError: a case is not in the cohort."""
+    names = [name for name, _ in _tested(folds, fold)]
+    absent = [name for name in names if not (Path(reference) / name).is_dir()]
+    if absent:
+        raise InputError(f"Evaluate: the case {absent[0]} of the splits is not in {reference}; give its cohort.")
+    return [name for name in names if not _reference(Path(reference) / name).is_file()]
+
+
+def _tested(folds: Sequence[Fold], fold: int | None) -> list[tuple[str, int]]:
+    return [(name, k) for k, parts in enumerate(folds) if fold in (None, k) for name in parts.test]
+
+
+def _reference(folder: Path) -> Path:
+    return folder / "ct_labels.nii.gz"
+
+
+def _comparison(prediction: Path, reference: Path, name: str, fold: int | None, missing_is_empty: bool) -> Comparison:
     folders = [prediction / f"fold-{fold}", prediction] if fold is not None else [prediction]
     places = [place for f in folders for place in (f / name / "ct_labels.nii.gz", f / f"{name}.nii.gz")]
     found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    if found is None and not missing_is_empty:
         raise InputError(
-            f"Evaluate: there is no prediction for {name} ({places[-2]} or {places[-1].name}); make it, "
-            "or take the case out of the references."
+            f"Evaluate: there is no prediction for {name} ({places[-2]} or {places[-1].name}); make it, or where "
+            "`weaktumour segment` found no liver and wrote none, let it count as empty with --missing empty."
         )
-    return Comparison(name, found, truth, read_case_info(reference / name), fold)
+    return Comparison(name, found, _reference(reference / name), read_case_info(reference / name), fold)
 
 
 def evaluate(comparison: Comparison, match: str = "label") -> Row:
     """{patient, fold, subjects, pairing, figures: {row name: CHAOS metrics}, false_tumour_ml} of one patient.
 
     match: "label" where a tumour's value is the same in both maps, as after propagation; "any" where values mean
-    nothing, as after segmentation: then all tumours of a patient count as one.
+    nothing, as after segmentation: then all tumours of a patient count as one. A labels.json beside a label map says
+    what its values are (see `in_our_scheme`); without one 1 is liver, 2 and above are tumours.
     false_tumour_ml: predicted tumour where the reference has none. Raises InputError.
     """
-    predicted = _read_prediction(comparison)
     truth = read_labels(comparison.reference, f"Reference {comparison.name}").volume
+    predicted = _read_prediction(comparison, truth.grid)
     if not predicted.grid.same_as(truth.grid, tolerance_mm=1e-2):
         raise InputError(
             f"Prediction {comparison.name}: it lies on another grid than the reference; resample it onto that CT first."
         )
+    schemes = [{} if path is None else _scheme(path) for path in (comparison.predicted, comparison.reference)]
+    predicted, truth = (
+        Volume(in_our_scheme(volume.array, mine, other), volume.grid)
+        for volume, mine, other in ((predicted, *schemes), (truth, *schemes[::-1]))
+    )
+    if not (truth.array > 0).any():
+        raise InputError(f"Reference {comparison.name}: its labels.json names no liver and no tumour; correct it.")
     spacing = truth.grid.spacing
     figures = {LIVER: chaos_metrics(predicted.array > 0, truth.array > 0, spacing)}
     for row, values in _tumour_rows(truth.array, comparison.info, match).items():
@@ -112,8 +157,36 @@ def evaluate(comparison: Comparison, match: str = "label") -> Row:
     }
 
 
-def _read_prediction(comparison: Comparison) -> Volume:
-    """Also one that is empty, which a reader of labels takes for a mistake: here it is a result, and a bad one."""
+def _scheme(path: Path) -> dict[int, str]:
+    """value -> role from the labels.json beside a label map; {} without one, or where it says what holds anyway."""
+    roles = read_label_roles(path.parent / "labels.json")
+    usual = all(role == (LIVER_ROLE if value == 1 else TUMOUR_ROLE) for value, role in roles.items())
+    return {} if usual else roles
+
+
+def in_our_scheme(array: np.ndarray, roles: dict[int, str], other: dict[int, str]) -> np.ndarray:
+    """A label map with 1 liver and 2, 3, ... its tumours in the order of their values; what is neither becomes 0.
+
+    roles: value -> role, {} where the values are such already. other: the same of the map that it is compared with,
+    so that a tumour which only one of them names keeps the same number in both.
+    """
+    if not roles:
+        return array
+    tumours = sorted({value for named in (roles, other) for value, role in named.items() if role == TUMOUR_ROLE})
+    result = np.zeros(array.shape, dtype=np.uint16)
+    for value, role in roles.items():
+        if role in (LIVER_ROLE, TUMOUR_ROLE):
+            result[array == value] = 1 if role == LIVER_ROLE else 2 + tumours.index(value)
+    return result
+
+
+def _read_prediction(comparison: Comparison, grid: Grid) -> Volume:
+    """Also one that is empty, which a reader of labels takes for a mistake: here it is a result, and a bad one.
+
+    grid: of one that is not there.
+    """
+    if comparison.predicted is None:
+        return Volume(np.zeros(grid.shape, dtype=np.uint8), grid)
     try:
         return read_labels(comparison.predicted, f"Prediction {comparison.name}").volume
     except InputError as error:

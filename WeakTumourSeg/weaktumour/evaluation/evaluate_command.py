@@ -19,7 +19,10 @@ def add_evaluate_parser(commands: argparse._SubParsersAction) -> None:
                         "named as the cases")  # fmt: skip
     parser.add_argument("reference", metavar="REFERENCE", help="a label file, or a cohort with ct_labels.nii.gz")
     parser.add_argument("--splits", metavar="FILE", help="take what each fold of this file tests (predictions may lie "
-                        "in fold-1, fold-2, ...)")  # fmt: skip
+                        "in fold-0, fold-1, ...)")  # fmt: skip
+    parser.add_argument("--fold", type=int, metavar="K", help="only what fold K of --splits tests, from 0")
+    parser.add_argument("--missing", choices=("refuse", "empty"), default="refuse", help="where a case has no "
+                        "prediction: stop, or count it as empty (default: refuse)")  # fmt: skip
     parser.add_argument("--match", choices=("label", "any"), default="label", help="label: a tumour has the same value "
                         "in both; any: values mean nothing (default: label)")  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="write evaluation.json and evaluation.md here")
@@ -31,7 +34,7 @@ def add_evaluate_parser(commands: argparse._SubParsersAction) -> None:
 def run_evaluate_command(options: Mapping[str, object]) -> int:
     """Exit code 0. Raises InputError."""
     from ..datasets.splits import read_splits
-    from .evaluate import comparisons, evaluate, page, summary
+    from .evaluate import comparisons, evaluate, page, summary, unknown
     from .measure import json_ready
 
     replicates, seed = int(str(options["replicates"])), int(str(options["seed"]))
@@ -39,7 +42,12 @@ def run_evaluate_command(options: Mapping[str, object]) -> int:
         raise InputError("--replicates must be 1 or more and --seed 0 or more.")
     out = None if options.get("out") is None else Path(str(options["out"]))
     folds = read_splits(str(options["splits"])) if options.get("splits") else []
-    found = comparisons(str(options["prediction"]), str(options["reference"]), folds)
+    fold = None if options.get("fold") is None else int(str(options["fold"]))
+    sides = str(options["prediction"]), str(options["reference"])
+    found = comparisons(*sides, folds, fold, missing_is_empty=options.get("missing") == "empty")
+    left_out = unknown(sides[1], folds, fold)
+    if left_out:
+        print(f"Left out, since nobody labelled the CT (no ct_labels.nii.gz): {', '.join(left_out)}", flush=True)
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -47,7 +55,8 @@ def run_evaluate_command(options: Mapping[str, object]) -> int:
             raise InputError(f"--out: {out} cannot be made ({error.strerror}); choose another folder.") from error
     rows = [evaluate(comparison, str(options["match"])) for comparison in found]
     table = summary(rows, replicates, seed)
-    text = page(rows, table, _notes(rows, options, len(folds)))
+    missing = sum(comparison.predicted is None for comparison in found)
+    text = page(rows, table, [*_notes(rows, options, len(folds), fold), *_on_gaps(left_out, missing)])
     print(text.split("## Patients")[0].strip())
     if out is not None:
         content = {"match": options["match"], "replicates": replicates, "seed": seed, "summary": table, "rows": rows}
@@ -57,10 +66,17 @@ def run_evaluate_command(options: Mapping[str, object]) -> int:
     return 0
 
 
-def _notes(rows: list[dict], options: Mapping[str, object], folds: int) -> list[str]:
-    how = "each patient tested in one of them" if folds > 1 else "its test part"
+def _on_gaps(left_out: list[str], missing: int) -> list[str]:
+    notes = [f"{len(left_out)} tested cases have no reference and are left out."] if left_out else []
+    return [*notes, f"{missing} cases have no prediction and count as empty."] if missing else notes
+
+
+def _notes(rows: list[dict], options: Mapping[str, object], folds: int, fold: int | None) -> list[str]:
+    parts = f", {folds} folds, {'each patient tested in one of them' if folds > 1 else 'its test part'}"
+    if fold is not None:
+        parts = f", fold {fold} of 0 to {folds - 1}, its test part"
     notes = [
-        f"{len(rows)} label maps{f', {folds} folds, {how}' if folds else ''}. Means over patients with 95 % "
+        f"{len(rows)} label maps{parts if folds else ''}. Means over patients with 95 % "
         f"intervals (bootstrap over patients, {options['replicates']} replicates, seed {options['seed']}). Surfaces "
         "are border voxels, as in the CHAOS challenge; an empty prediction counts with the image's diagonal.",
     ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..cases import Case, read_case, read_case_info
+from ..cases import Case, read_case, read_case_info, subjects_of
 from ..errors import InputError
 from ..labels import LabelMap, name_labels
 
@@ -19,13 +19,15 @@ CORRECTED = "corrected"
 class Member:
     """One case folder. corrected: its CT labels were corrected by a person and are learnt from.
 
-    held_out: nothing of it is learnt from; its CT labels, where known, only measure.
+    held_out: nothing of it is learnt from; its CT labels, where known, only measure. mixed: MRI and CT are of different
+    people.
     """
 
     name: str
     folder: Path
     corrected: bool
     held_out: bool = False
+    mixed: bool = False
 
     def read(self) -> Case:
         """Raises InputError that names the case."""
@@ -49,21 +51,29 @@ def labels_of(case: Case, volume_name: str = "mr_labels") -> LabelMap:
     return LabelMap(volume, name_labels(values, None, case.label_names))
 
 
-def read_cohort(folder: str | Path, splits: str | Path | None = None, fold: int | None = None) -> list[Member]:
-    """The members of a cohort, by name. splits, fold: hold out what the fold number `fold` (from 0) tests on.
-
-    splits: {"folds": [{"train": [names], "test": [names]}, ...]} with the names of case folders, or their ids.
-    Raises InputError: no case, two cases of one id, a corrected case without CT labels, a split that does not fit.
-    """
+def case_paths(folder: str | Path) -> list[Path]:
+    """The case folders of a cohort, by name. Raises InputError."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"--cohort: {folder} is no folder; give a folder of case folders.")
     paths = [path for path in sorted(folder.iterdir()) if (path / "case.json").is_file()]
     if not paths:
         raise InputError(f"--cohort: {folder} holds no case folder (case.json, mr, ct, mr_labels); check the path.")
+    return paths
+
+
+def read_cohort(folder: str | Path, splits: str | Path | None = None, fold: int | None = None) -> list[Member]:
+    """The members of a cohort, by name. splits, fold: hold out what the fold number `fold` (from 0) tests on.
+
+    splits: {"folds": [{"train": [names], "test": [names]}, ...]} with the names of case folders, or their ids.
+    Raises InputError: no case, two cases of one id, a corrected case without CT labels, a split that does not fit or
+    that learns from somebody whom it tests.
+    """
+    paths = case_paths(folder)
     if (splits is None) != (fold is None):
         raise InputError("--splits and --fold belong together; give both or neither.")
     ids: dict[str, str] = {}
+    subjects: dict[str, tuple[str, ...]] = {}
     members = []
     for path in paths:
         info = read_case_info(path)
@@ -73,15 +83,24 @@ def read_cohort(folder: str | Path, splits: str | Path | None = None, fold: int 
                 f"--cohort: {ids[known]} and {path.name} are the same case ({known}); take one of them out."
             )
         ids[known] = path.name
+        subjects[path.name] = subjects_of(info)
         corrected = info.get("ct_labels") == CORRECTED
         if corrected and not (path / "ct_labels.nii.gz").is_file():
             raise InputError(f"Cohort: case {path.name}: its corrected ct_labels.nii.gz is missing; restore the file.")
-        members.append(Member(path.name, path, corrected))
+        members.append(Member(path.name, path, corrected, mixed=info.get("pairing") == "different_people"))
     if splits is None:
         return members
     learnt, held_out = read_fold(splits, int(fold), ids)
+    of_subject = {subject: name for name in sorted(learnt) for subject in subjects[name]}
+    for name in sorted(held_out):
+        known = [subject for subject in subjects[name] if subject in of_subject]
+        if known:
+            raise InputError(
+                f"Splits: fold {fold} of {splits} learns from {of_subject[known[0]]} and tests {name}, which show the "
+                f"same person ({known[0]}); split again with `weaktumour dataset split`."
+            )
     return [
-        Member(member.name, member.folder, member.corrected and member.name in learnt, member.name in held_out)
+        replace(member, corrected=member.corrected and member.name in learnt, held_out=member.name in held_out)
         for member in members
         if member.name in learnt | held_out
     ]

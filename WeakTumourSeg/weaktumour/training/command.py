@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--until", type=int, metavar="STEP", help="stop after this step; start again to go on")
     parser.add_argument("--mode", choices=MODES, help="weak: what to do (sequential alternates, unified does both)")
     parser.add_argument("--cohort", metavar="DIR", help="weak: folder of case folders")
-    parser.add_argument("--fold", type=int, metavar="K", help="weak: hold out what fold K of --splits tests on")
+    parser.add_argument("--fold", type=int, metavar="K", help="weak: hold out what fold K of --splits tests, from 0")
 
 
 def run(options: Mapping[str, object]) -> int:

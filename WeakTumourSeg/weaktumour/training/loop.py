@@ -89,12 +89,7 @@ def prepare_folder(folder: Path, config: Config) -> None:
     """Make the folder of a run. Raises InputError: it cannot be made, it holds a run with other settings, or the batch
     cannot be shared by the processes. Every process finds that out by itself, before it waits for others.
     """
-    devices, machines = _devices_and_machines(config.computing)
-    batch, processes = config.optimisation.batch, devices * machines
-    if batch % processes:
-        raise InputError(
-            f"Configuration: a batch of {batch} cannot be shared by {processes} processes; make it a multiple."
-        )
+    check_batch(config.optimisation, config.computing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,6 +98,16 @@ def prepare_folder(folder: Path, config: Config) -> None:
     if kept.exists() and _learnt(read_config(kept, type(config))) != _learnt(config):
         raise InputError(
             f"Training: {folder} holds a run with other settings (see its config.json); choose another --out folder."
+        )
+
+
+def check_batch(optimisation: Optimisation, computing: Computing) -> None:
+    """Raise InputError where the processes cannot share a batch."""
+    devices, machines = _devices_and_machines(computing)
+    batch, processes = optimisation.batch, devices * machines
+    if batch % processes:
+        raise InputError(
+            f"Configuration: a batch of {batch} cannot be shared by {processes} processes; make it a multiple."
         )
 
 

@@ -17,6 +17,7 @@ Whatever is there is not made again: killed at any moment, a run goes on as if n
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import zlib
@@ -40,7 +41,7 @@ from ..progress import Monitor
 from ..registration.preparation import DISTANCE_LIMIT_MM, signed_distance
 from ..volumes import Grid, Volume, write_volume
 from . import loop, published
-from .cohort import Member, labels_of
+from .cohort import Member, case_paths, labels_of
 from .config import Optimisation, RegistrationConfig, SegmentationConfig, read_config, write_config, write_text
 from .prepared import Pair, Prepared, prepare_member, read_arrays, read_pair, read_prepared, write_arrays, write_pair
 from .pseudo_labels import make_pseudo_labels
@@ -69,19 +70,65 @@ def run_weak(mode: str, config: WeakConfig, out: Path, members: Sequence[Member]
     """
     if mode not in MODES:
         raise InputError(f'--mode: "{mode}" is not known; choose one of {", ".join(MODES)}.')
-    _check_settings(config)
+    _check_settings(mode, config, out)
+    _check_members(mode, members)
     cohort = _check_folder(mode, config, out, members)
     processes = _Processes(config)
+    if processes.first:
+        _tell_left_out(config, members)
     processes.once(lambda: _note(config, cohort, out))
     run = _Run(mode, config, out, members, processes)
     steps = {"pretrain": run.pretrain, "sequential": run.sequential, "unified": run.unified, "published": run.published}
     return steps[mode]()
 
 
-def _check_settings(config: WeakConfig) -> None:
-    """The registration's settings, as `weaktumour register` would say it."""
+def _check_settings(mode: str, config: WeakConfig, out: Path) -> None:
+    """The registration's settings, as `weaktumour register` would say it; the models; batches.
+
+    Before anything is written: a folder whose run never began would refuse the corrected command.
+    """
     arguments = pipeline.RegisterArguments("", "", "", preset=config.labelling.preset, stages=config.labelling.stages)
     pipeline._check_settings(arguments)
+    stages = {
+        "pretrain": ("pretrain",),
+        "sequential": ("adapt", "learn"),
+        "unified": ("unified",),
+        "published": ("published_unet", "published_joint"),
+    }[mode]
+    if mode != "published" and config.start_segmentation is None:
+        stages = ("pretrain", *stages)
+    for stage in stages:
+        loop.check_batch(getattr(config, stage), config.computing)
+    if mode == "published":
+        _built("unet", {"in_channels": 1, "out_channels": 3, **config.published.network}, config.published_unet.seed)
+        return
+    first_unet(config, _start_of(out, "segmentation", config.start_segmentation))
+    if mode != "pretrain":
+        first_mscgunet(config, _start_of(out, "registration", config.start_registration))
+
+
+def _start_of(out: Path, task: str, name: str | None) -> ModelEntry | None:
+    """The run's own copy where there is one, or the model that it would copy. Raises ModelError."""
+    copy = out / "start" / f"{task}.pt"
+    if name is None or not copy.exists():
+        return None if name is None else starting_entry(name, task)
+    return models.entry_of(copy)
+
+
+def _check_members(mode: str, members: Sequence[Member]) -> None:
+    mixed = [member.name for member in members if member.mixed]
+    if mixed and mode in ("sequential", "unified"):
+        raise InputError(
+            f"Cohort: case {mixed[0]}: its MRI and CT are of different people, so that labels carried over mean "
+            f"nothing; take it out, or use a --mode other than {mode}."
+        )
+
+
+def _tell_left_out(config: WeakConfig, members: Sequence[Member]) -> None:
+    if config.cohort.folder is not None and config.cohort.splits is not None:
+        others = len(case_paths(config.cohort.folder)) - len(members)
+        if others:
+            print(f"{others} cases of the cohort are in no part of fold {config.cohort.fold}: not used.", flush=True)
 
 
 def _check_folder(mode: str, config: WeakConfig, out: Path, members: Sequence[Member]) -> dict[str, Any]:
@@ -99,14 +146,42 @@ def _check_folder(mode: str, config: WeakConfig, out: Path, members: Sequence[Me
         "mode": mode,
         "cases": {m.name: "held out" if m.held_out else "corrected" if m.corrected else "learnt" for m in members},
     }
+    files = {member.name: _content_of(member) for member in members}
     if (out / "cohort.json").exists():  # written last
         former = json.loads((out / "cohort.json").read_text(encoding="utf-8"))
+        known = former.pop("files", {})
         if former != cohort or _what_matters(read_config(out / "config.json", WeakConfig)) != _what_matters(config):
             raise InputError(
                 f"Training: {out} holds a run with other settings or another cohort (see its config.json and "
                 "cohort.json); choose another --out folder."
             )
-    return cohort
+        for name, content in files.items():
+            # What no one has read yet may still be mended.
+            read = any(path.exists() for path in _read_paths(out, name))
+            if read and known.get(name, content) != content:
+                raise InputError(
+                    f"Cohort: case {name}: its files have changed since {out} was begun; put the former ones back, or "
+                    "choose another --out folder."
+                )
+    return {**cohort, "files": files}
+
+
+def _content_of(member: Member) -> str:
+    """Checksum of the images and labels of a case."""
+    digest = hashlib.sha256()
+    for name in ("mr", "ct", "mr_labels", "ct_labels"):
+        path = member.folder / f"{name}.nii.gz"
+        digest.update(f"{name} {path.is_file()} ".encode())
+        if path.is_file():
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+    return digest.hexdigest()
+
+
+def _read_paths(out: Path, name: str) -> tuple[Path, Path]:
+    """The case as the run keeps it, for networks on working grids and for the published ones."""
+    return out / "cases" / f"{name}.npz", out / "cases" / f"{name}_stretched.npz"
 
 
 def _note(config: WeakConfig, cohort: dict[str, Any], out: Path) -> None:
@@ -289,7 +364,7 @@ class _Run:
         stage = self._stage("unified", c.unified, 1, {"unet": unet.arguments, "mscgunet": mscgunet.arguments},
                             segmenting=c.segmenting, registering=c.registering, labelling=c.labelling)  # fmt: skip
         task = Unified(stage, c.segmenting, self._maker(mscgunet), self._cases(folder, labels=True),
-                       Both(unet.network, mscgunet.network), unet.spacing_mm)  # fmt: skip
+                       Both(unet.network, mscgunet.network), unet.spacing_mm, _passes(mscgunet))  # fmt: skip
         both = self._train(task, stage, folder / "unified")
         unet, mscgunet = replace(unet, network=both.segmentation), replace(mscgunet, network=both.registration)
         self._write_model(folder / "segmentation.pt", unet, 1, c.unified.steps)
@@ -409,7 +484,7 @@ class _Run:
         stage = self._stage("adapt", c.adapt, number, mscgunet.arguments, registering=c.registering,
                             stages=c.labelling.stages)  # fmt: skip
         task = PairRegistration(stage, self._maker(mscgunet), self._cases(folder), mscgunet.network,
-                                int(mscgunet.input.get("passes", 1)))  # fmt: skip
+                                _passes(mscgunet))  # fmt: skip
         mscgunet = replace(mscgunet, network=self._train(task, stage, folder / "registration"))
         self._write_model(folder / "registration.pt", mscgunet, number, c.adapt.steps)
         return mscgunet
@@ -485,10 +560,10 @@ class _Run:
 
     # -- small things -------------------------------------------------------------------------------------------
     def _case_path(self, member: Member) -> Path:
-        return self.out / "cases" / f"{member.name}.npz"
+        return _read_paths(self.out, member.name)[0]
 
     def _stretched_path(self, member: Member) -> Path:
-        return self.out / "cases" / f"{member.name}_stretched.npz"
+        return _read_paths(self.out, member.name)[1]
 
     def _prepared(self, member: Member) -> Prepared:
         return read_prepared(self._case_path(member))
@@ -570,6 +645,10 @@ class _Run:
 
         self.processes.once(copy)
         return [self.out / f"{name}.pt" for name in made] if self.processes.first else []
+
+
+def _passes(mscgunet: Model) -> int:
+    return int(mscgunet.input.get("passes", 1))
 
 
 def _stages_of(text: str) -> list[str]:

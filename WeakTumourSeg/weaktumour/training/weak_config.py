@@ -62,8 +62,9 @@ class Registering:
 
     similarity: weight of the squared difference of MIND-SSC, outside lesions. guide: of 1 - Dice between the MRI's
     liver, moved, and the liver that the newest UNet finds in the CT. smoothness, inverse, graph: see
-    `RegistrationConfig`. jitter_mm: the alignment is put off by up to so much for each sample. unknown_liver: how often
-    the network is not shown the CT's liver.
+    `RegistrationConfig`; inverse holds for `sequential` alone, since in `unified` each step asks both networks once.
+    jitter_mm: the alignment is put off by up to so much for each sample. unknown_liver: how often the network is not
+    shown the CT's liver.
     """
 
     similarity: float = 5.0

@@ -356,7 +356,8 @@ class PairSample:
     """A pair on MSCGUNet's cube, as an alignment that is somewhat off leaves it; all (1, 1, z, y, x).
 
     *_distance: signed, to the liver's surface, mm; None where the network is not told. moving_liver: share of each
-    voxel. *_weight: how much a voxel counts in the comparison. ct_liver: probability, None where nobody knows.
+    voxel. *_weight: how much a voxel counts in the comparison. *_measured: 1 where the image looked, else 0.
+    ct_liver: probability, None where nobody knows.
     """
 
     fixed: torch.Tensor
@@ -366,6 +367,8 @@ class PairSample:
     moving_liver: torch.Tensor
     fixed_weight: torch.Tensor
     moving_weight: torch.Tensor
+    fixed_measured: torch.Tensor
+    moving_measured: torch.Tensor
     ct_liver: torch.Tensor | None
     number: int
 
@@ -409,7 +412,8 @@ class PairMaker:
                 tensor(case.pair.ct_liver, device), p.ct_grid, cube, Affine.identity(), outside=0.0
             )
         near = torch.sigmoid((_NEAR_MM - liver) / 4.0)
-        moving_weight = erode((images[:, 1:] > 0.99).float(), 1) * (_FAR + (1 - _FAR) * near)
+        fixed_measured, moving_measured = ((image[:, 1:] > 0.99).float() for image in (fixed, images))
+        moving_weight = erode(moving_measured, 1) * (_FAR + (1 - _FAR) * near)
         moving_weight = moving_weight * torch.sigmoid((lesion - _LESION_RIM_MM) / 0.7)
         return PairSample(
             fixed=fixed[:, :1],
@@ -417,8 +421,10 @@ class PairMaker:
             fixed_distance=distance,
             moving_distance=liver,
             moving_liver=(0.5 - liver / self.spacing_mm).clamp(0, 1),
-            fixed_weight=erode((fixed[:, 1:] > 0.99).float(), 1),
+            fixed_weight=erode(fixed_measured, 1),
             moving_weight=moving_weight,
+            fixed_measured=fixed_measured,
+            moving_measured=moving_measured,
             ct_liver=ct_liver,
             number=number,
         )
@@ -453,13 +459,21 @@ class PairMaker:
         }
         total = s.similarity * found["similarity"] + s.smoothness * found["smoothness"] + s.graph * found["graph"]
         if guide is not None and s.guide > 0:
-            moved, guide = warp(pair.moving_liver, there, padding="zeros"), guide.detach()
+            # Where an image ends, the other's liver has no counterpart: it must not pull.
+            seen = pair.fixed_measured * looked_at(pair, there)
+            moved, guide = seen * warp(pair.moving_liver, there, padding="zeros"), seen * guide.detach()
             found["guide"] = 1 - (2 * (moved * guide).sum() + 1) / (moved.sum() + guide.sum() + 1)
             total = total + s.guide * found["guide"]
         if prediction.half_displacement is not None:
             # A half-resolution head that takes no part; data-parallel training waits for its gradient.
             total = total + 0.0 * prediction.half_displacement.sum()
         return {"loss": total, **found}
+
+
+@torch.no_grad()
+def looked_at(pair: PairSample, displacement: torch.Tensor) -> torch.Tensor:
+    """(1, 1, z, y, x) on the cube: 1 where the moved MRI has looked, else 0."""
+    return (warp(pair.moving_measured, displacement, padding="zeros") > 0.99).float()
 
 
 def _stack(arrays: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -589,9 +603,12 @@ class Unified:
     """
 
     def __init__(
-        self, stage: Stage, settings: Segmenting, maker: PairMaker, cases: Cases, begin: Both, spacing_mm: float
-    ) -> None:
+        self, stage: Stage, settings: Segmenting, maker: PairMaker, cases: Cases, begin: Both, spacing_mm: float,
+        passes: int = 1,
+    ) -> None:  # fmt: skip
+        """passes: with more than one, every other sample is a pair that the network has moved once already."""
         self.stage, self.settings, self.maker, self.cases, self.spacing_mm = stage, settings, maker, cases, spacing_mm
+        self.passes = passes
         self._begin, self.channels = begin, begin.registration.image_channels
         self.teacher = _Teacher(begin, stage.computing)
 
@@ -616,7 +633,7 @@ class Unified:
         opinion = self.teacher.probability(self.teacher.module.segmentation, patch.plain)
         guide = on_grid(opinion[:, 1:].sum(1, keepdim=True), sample.patch_grid, sample.cube)
         before = None
-        if pair.number % 2:
+        if self.passes > 1 and pair.number % 2:  # as the pipeline's second pass shows it
             before = self._answer(pair)
         inputs = self.maker.shown(pair, self.channels, None if before is None else before[0])
         outputs, prediction = network(patch.image, *inputs)
@@ -644,16 +661,18 @@ class Unified:
     def _labels_now(self, sample: UnifiedSample, displacement: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Classes and confidence (1, z, y, x) on the patch from where the registration puts the liver now."""
         patch = sample.patch
-        livers = []
+        livers, seen = [], patch.measured
         for pair, field in ((sample.pair, displacement), (sample.other, self._answer(sample.other)[0])):
             moved = warp(pair.moving_liver, field, padding="zeros")
             livers.append(on_grid(moved, sample.cube, sample.patch_grid)[:, 0] > 0.5)
+            # Beyond the MRI's end both answers are "no liver", and their agreeing says nothing.
+            seen = seen & (on_grid(looked_at(pair, field), sample.cube, sample.patch_grid)[:, 0] > 0.99)
         now, again = livers
         target = torch.where(patch.target == 2, 2, now.long())
         # Votes for the present class: this answer, the other one, and the ensemble's by its confidence.
         ensemble = torch.where((patch.target > 0) == (target > 0), 0.5 + 0.5 * patch.weight, 0.5 - 0.5 * patch.weight)
         agreement = (1 + (again == (target > 0)).float() + ensemble) / 3
-        return torch.where(patch.measured, target, 0), (2 * agreement - 1).clamp(0, 1) * patch.measured
+        return torch.where(patch.measured, target, 0), (2 * agreement - 1).clamp(0, 1) * seen
 
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         cases = self.cases.looked_at(self.stage.reporting.validation_cases)
