@@ -103,5 +103,5 @@ def test_the_refinement_follows_vessels_that_noise_hides_from_mind():
             device=torch.device("cpu"), monitor=Monitor(),
         )  # fmt: skip
         left[weight] = float(np.median(np.linalg.norm(found.field.transform_points(points) - points - shift, axis=1)))
-    assert left[0.0] > 3.0  # of 4 mm: the surface holds the inside back
+    assert left[0.0] > 2.0  # of 4 mm: where noise hides the vessels, most of it stays
     assert left[RefinementSettings().vessels] < 0.75 * left[0.0]
