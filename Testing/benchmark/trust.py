@@ -104,9 +104,9 @@ def _single_thread() -> None:
 
 
 def _row(pair: Pair, folder: Path, device: str) -> dict:
-    """Made now, or kept from before where simulator and networks are the same."""
+    """Made now, or kept from before where simulator, networks and features are the same."""
     path = folder / f"{pair.name.replace(' ', '-')}.json"
-    key = [VERSION, *_models().values()]
+    key = [VERSION, *_models().values(), *NAMES]
     if path.is_file():
         row = json.loads(path.read_text(encoding="utf-8"))
         if row["key"] == key:

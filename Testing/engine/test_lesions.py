@@ -57,6 +57,15 @@ def test_nothing_is_found_where_there_is_nothing_to_see(vessels):
     assert not [seed for seed in range(6) if find_in_ct(*scene(seed, 0.0, vessels=vessels), GRID, 1)]
 
 
+def test_the_farther_the_more_it_must_stand_out():
+    """A faint tumour is believed near the place where it is looked for, and seldom far from it."""
+    near, far = (
+        [bool(find_in_ct(*scene(seed, -14.5, (0.0, 0.0, z)), GRID, 1)) for seed in range(4)] for z in (-1.0, -9.0)
+    )
+    assert all(near)
+    assert sum(far) <= 1
+
+
 def test_without_a_liver_or_with_a_tiny_tumour_nothing_is_found():
     ct, labels = scene(0, -45.0)
     assert find_in_ct(ct, np.zeros_like(labels), GRID, 1) == []

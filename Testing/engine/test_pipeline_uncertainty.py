@@ -76,6 +76,18 @@ def test_each_tumour_gets_a_radius_a_covariance_and_a_verdict(assessed):
     assert 0 < result["metrics"]["unlikeness"] < 1
 
 
+def test_without_the_same_vessels_no_tumour_is_localised(assessed, simulated_case: Path, tmp_path, monkeypatch):
+    with_vessels = json.loads((assessed[0] / "result.json").read_text())
+    asked = []
+    monkeypatch.setattr(pipeline, "shows_same_vessels", lambda correlation: bool(asked.append(correlation)))
+    register_and_propagate(arguments(simulated_case, tmp_path / "out", uncertainty="on"), Monitor())
+    without = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert asked == [without["metrics"]["vessel_agreement"]] == [with_vessels["metrics"]["vessel_agreement"]]
+    verdicts = [[tumour["verdict"] for tumour in result["tumours"]] for result in (with_vessels, without)]
+    assert "localised" in verdicts[0]
+    assert verdicts[1] == ["approximate" if verdict == "localised" else verdict for verdict in verdicts[0]]
+
+
 def test_the_true_place_is_inside_what_is_stated(assessed, simulated_patient: Case):
     """Of two tumours, p95 may miss one in ten such pairs; twice p95 should not."""
     result = json.loads((assessed[0] / "result.json").read_text())

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
+from weaktumour import pipeline
 from weaktumour.cases import Case
 from weaktumour.deformation import Affine, DisplacementField, sample
 from weaktumour.errors import InputError
@@ -52,7 +54,7 @@ def ball(radius_mm: float, low: float, high: float, z: slice = slice(None)) -> t
 @pytest.mark.parametrize("spacing_mm", [3.0, 4.0, 2.5])
 def test_a_liver_that_the_image_cuts_has_no_surface_there(spacing_mm):
     whole, cut = ball(50.0, -80.0, 100.0), ball(50.0, -80.0, 100.0, slice(20, 36))
-    for scan in (prepare_ct(cut[0], spacing_mm, cut[1]), prepare_mr(*cut[:1], spacing_mm, cut[1], None)):
+    for scan in (prepare_ct(cut[0], spacing_mm, cut[1]), prepare_mr(cut[0], spacing_mm, cut[1], None)):
         there = scan.inside > 0.5
         expected = np.clip(np.linalg.norm(scan.grid.points()[there], axis=-1) - 50.0, -30, 30)
         found = scan.liver_distance_mm[there]
@@ -155,6 +157,27 @@ def test_what_is_squeezed_is_not_missing():
     scorer = Scorer(fixed, moving)
     assert scorer(truth) == pytest.approx(identical, abs=0.1)
     assert scorer(Affine.identity()) > identical + 0.4
+
+
+@pytest.mark.parametrize(
+    ("similarity", "apart", "kept"),
+    [(0.3, 0.2, True), (0.3, 0.35, True), (0.3, 0.45, False), (0.45, 0.2, False)],  # from 0.4 and 0.3
+)
+def test_a_refinement_is_judged_by_the_images(similarity, apart, kept):
+    """Surfaces may come off by up to 1 mm where the images become more alike, and not the other way round."""
+    known = SimpleNamespace(liver_distance_mm=np.zeros(1))
+    answers = {True: (similarity, apart, 0.0), False: (0.4, 0.3, 0.0)}
+    field = DisplacementField.of(Affine.translation([1.0, 0, 0]), Grid((2, 2, 2), (1.0,) * 3, (0.0,) * 3))
+    before = DisplacementField.of(Affine.identity(), field.grid)
+    scorer = SimpleNamespace(terms=lambda transform: answers[transform.deformation is field])
+    candidate = alignment.Candidate("as given", "start", Affine.identity(), 0.7)
+    start = pipeline.Registered(
+        alignment.Alignment(Affine.identity(), candidate), [], [], before, field.grid, scorer, known, known, 1.0, 0.7
+    )
+    judged = pipeline._judge(start, "refinement", "Refinement", field, 0.5, Monitor())
+    assert (judged.deformation is field) == kept
+    assert judged.candidates[-1].kept == kept
+    assert pipeline._judge(start, "refinement", "Refinement", field, -0.1, Monitor()).deformation is before  # folds
 
 
 @pytest.mark.parametrize("start", ["as given", "on the liver"])
@@ -388,13 +411,15 @@ def test_the_frame_of_the_ct_leads_back_to_the_world(simulated_patient: Case, tm
 def test_the_place_of_the_worlds_origin_does_not_matter_to_alignment(simulated_patient: Case):
     """Every candidate lies where it did; which of near ties wins is the pipeline's to settle, by the CT's own frame."""
     case = simulated_patient
-    placed = []
+    placed, scores = [], []
     for offset in ((0.0, 0.0, 0.0), (1000.0, -600.0, 1500.0)):
         there = rigid((0, 0, 0), offset)
         fixed, moving = scans(with_volumes(case, *(moved(v, there) for v in (case.mr, case.mr_labels, case.ct))))
         found = align(fixed, moving, Affine.identity(), scorer=Scorer(fixed, moving), seed=0, monitor=Monitor())
         placed.append({(c.name, c.stage): c.transform.transform_points(case.truth_points[:, :3] + offset) - offset
                        for c in found.candidates if c.stage != "start"})  # fmt: skip
+        scores.append(found.winner.score)
+    assert abs(scores[1] - scores[0]) < 0.005  # of near ties, the one that won is as good as the other
     assert placed[0].keys() == placed[1].keys()
     for candidate, here in placed[0].items():
         assert np.median(np.linalg.norm(placed[1][candidate] - here, axis=1)) < 1.0, candidate

@@ -94,7 +94,7 @@ def test_without_a_liver_there_is_nothing_to_say():
 def test_the_refinement_follows_vessels_that_noise_hides_from_mind():
     """The liver's surface stays, its vessels are 4 mm off; the CT is noisy, dark against bright."""
     shift = np.array([4.0, 0.0, 0.0])
-    ct, mr = scan(0.12, 0.06, 0), scan(-0.3, 0.03, 1, shift)
+    ct, mr = scan(0.12, 0.063, 0), scan(-0.3, 0.03, 1, shift)
     points = GRID.points()[(liver_distance() < -15) & (tree() > 0.5)]
     left = {}
     for weight in (0.0, RefinementSettings().vessels):
@@ -103,5 +103,5 @@ def test_the_refinement_follows_vessels_that_noise_hides_from_mind():
             device=torch.device("cpu"), monitor=Monitor(),
         )  # fmt: skip
         left[weight] = float(np.median(np.linalg.norm(found.field.transform_points(points) - points - shift, axis=1)))
-    assert left[0.0] > 2.0  # of 4 mm: where noise hides the vessels, most of it stays
+    assert left[0.0] > 3.0  # of 4 mm: the surface holds the inside back
     assert left[RefinementSettings().vessels] < 0.75 * left[0.0]

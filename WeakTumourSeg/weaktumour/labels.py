@@ -172,18 +172,18 @@ def write_labels_json(path: str | Path, labels: tuple[Label, ...] | dict[int, st
 
 def read_label_names(path: str | Path) -> dict[int, str]:
     """{value: name} from labels.json; empty where there is none or it is not ours."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {int(entry["value"]): str(entry["name"]) for entry in content["labels"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    return _of_each_label(path, "name")
 
 
 def read_label_roles(path: str | Path) -> dict[int, str]:
     """{value: liver, tumour or other} from labels.json; empty where there is none or it is not ours."""
+    return _of_each_label(path, "role")
+
+
+def _of_each_label(path: str | Path, what: str) -> dict[int, str]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {int(entry["value"]): str(entry["role"]) for entry in content["labels"]}
+        return {int(entry["value"]): str(entry[what]) for entry in content["labels"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

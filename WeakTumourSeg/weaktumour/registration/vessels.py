@@ -62,7 +62,7 @@ def agreeing_sides(fixed: torch.Tensor, moving: torch.Tensor, spacing_mm: float)
 
     Two sides agree where their correlation, at the best of the small shifts that alignment may be off by, stands out
     from that at all others: noise, and what hangs together with the liver's shape alone, correlates anywhere alike.
-    fixed, moving: (1, 2, z, y, x), see `standing_out`, roughly aligned.
+    fixed, moving: (1, 2, z, y, x) in [0, 1], see `standing_out`, roughly aligned on one lattice of this spacing.
     """
     shown = fixed[0].amax(0) > 0
     if int(shown.sum()) < 2:
