@@ -108,7 +108,7 @@ PRESETS = {
     ),
     "thorough": Preset(
         2.0,
-        RefinementSettings(levels=(Level(2, 16.0, 45), Level(1, 8.0, 30, every=4))),
+        RefinementSettings(levels=(Level(2, 16.0, 45), Level(1, 8.0, 30, every=2))),
         {**_SECONDS, "refinement": 40},
     ),
 }

@@ -42,6 +42,7 @@ _FADE_MM = 15.0  # over this distance the deformation falls to zero at the worki
 _INTEGRATION_STEPS = 4  # while optimising
 _STEP_VOXELS = 0.25  # of the result's integration, at most
 _LESION_ROUNDS = 4  # of smoothing what the search finds in lesions: nodes of its lattice that the rim reaches in
+_FINE_SEARCH_MM = 15.0  # what the coarse search misses; it costs a hundred times as much for as many millimetres
 _VESSELS_MM = 5.0  # the lattice on which the images are asked whether they show the same vessels
 _SPARSE = 4  # far from the liver one in so many points is compared
 
@@ -73,12 +74,12 @@ class RefinementSettings:
     field, everywhere; 0 for none.
     """
 
-    levels: tuple[Level, ...] = (Level(2, 16.0, 20), Level(1, 10.0, 12, every=4))
+    levels: tuple[Level, ...] = (Level(2, 16.0, 30), Level(1, 10.0, 20))
     learning_rate_mm: float = 1.0
-    gradient: float = 0.001
-    bending: float = 0.014
+    gradient: float = 0.0005
+    bending: float = 0.007
     incompressibility: float = 3.0
-    liver_stiffness: float = 4.0
+    liver_stiffness: float = 9.0
     lesion_stiffness: float = 30.0
     lesion_rim_mm: float = 6.0
     lesion_stiff_rim_mm: float = 4.0
@@ -90,7 +91,7 @@ class RefinementSettings:
     liver_pull: float = 1.0
     mind_dilation: int = 1
     mind_radius: int = 1
-    search_mm: float = 18.0
+    search_mm: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -305,18 +306,28 @@ class _Problem:
 
     @torch.no_grad()
     def search(self, velocity: _Velocity) -> None:
-        """Put a velocity in the place of what is given that also holds the shifts the images ask for."""
-        pool = self.settings.levels[0].pooling
-        step = pool * self.spacing
-        reach = int(self.settings.search_mm / step)
+        """Put a velocity in the place of what is given that also holds the shifts the images ask for.
+
+        First over all of search_mm in coarse steps, then in fine ones round what that found.
+        """
+        predicted, pool = velocity.given is not None, self.settings.levels[0].pooling
+        for step in (2 * pool, pool):
+            reach = self.settings.search_mm if step > pool else min(self.settings.search_mm, _FINE_SEARCH_MM)
+            self._search(velocity, step, int(reach / (step * self.spacing)), keep_liver=predicted)
+
+    def _search(self, velocity: _Velocity, pool: int, reach: int, *, keep_liver: bool) -> None:
+        """Shifts of up to `reach` voxels of the lattice pooled by so much, told apart on the one that carries v."""
         if reach == 0:
             return
-        carried = self._lattice(2 * pool)
-        known = velocity.on(carried) / (2 * step)
-        start, to_compared = self._start(velocity, pool)
+        carrying = 2 * self.settings.levels[0].pooling
+        block, step = carrying // pool, carrying * self.spacing
+        carried = self._lattice(carrying)
+        known = velocity.on(carried) / step
+        start = integrate(known, steps=_INTEGRATION_STEPS)
         images = F.avg_pool3d(torch.cat((self.moving_features, self.moving_weight), 1), pool)
         if velocity.given is not None:
-            images = warp(images, _separable(2 * start, to_compared))
+            to_compared = [_linear_matrix(c, a) for c, a in zip(carried, self._lattice(pool), strict=True)]
+            images = warp(images, _separable(block * start, to_compared))
         weight = F.avg_pool3d(self.fixed_weight, pool)
         # Only where there is something to compare, in whole blocks; beyond it the field goes on as at its border.
         box = _even_box(weight[0, 0] > 0.05)
@@ -329,23 +340,23 @@ class _Problem:
             weight[part],
             F.pad(images[:, channels:], (reach,) * 6)[wide],
             reach,
-            block=2,
+            block=block,
         )
         border = [side for span, n in zip(box[::-1], weight.shape[:1:-1], strict=True)
-                  for side in (span.start // 2, (n - span.stop) // 2)]  # fmt: skip
-        found = F.pad(smooth_shifts(costs, shifts), border, mode="replicate")
-        found = compose(start, found / 2)
-        if velocity.given is not None:
+                  for side in (span.start // block, (n - span.stop) // block)]  # fmt: skip
+        found = F.pad(smooth_shifts(costs, shifts, 2 / block), border, mode="replicate")
+        found = compose(start, found / block)
+        if keep_liver:
             # What was predicted for the liver is better than what the search, which knows no stiffness, finds there.
-            near = F.avg_pool3d(F.pad(F.avg_pool3d(self.region, 2 * pool), (1,) * 6, mode="replicate"), 3, stride=1)
+            near = F.avg_pool3d(F.pad(F.avg_pool3d(self.region, carrying), (1,) * 6, mode="replicate"), 3, stride=1)
             found = found + warp(near, start) * (start - found)
         # The search knows nothing of stiffness: in a lesion, what lies around it takes its place.
-        lesion = warp(F.avg_pool3d(self.lesion, 2 * pool), found).clamp(max=0.5) / 0.5
+        lesion = warp(F.avg_pool3d(self.lesion, carrying), found).clamp(max=0.5) / 0.5
         for _ in range(_LESION_ROUNDS):
             around = F.avg_pool3d(F.pad(found, (1,) * 6, mode="replicate"), 3, stride=1)
             found = found + lesion * (around - found)
         first = [float(position[0]) for position in carried]
-        velocity.put(as_velocity(found, known) * 2 * step, first, 2 * step)
+        velocity.put(as_velocity(found, known) * step, first, step)
 
     def optimise(self, velocity: _Velocity, level: Level, report: Callable[[int], None]) -> None:
         """Add a layer of B-splines to the velocity."""

@@ -51,8 +51,11 @@ def shift_costs(
     return costs, torch.tensor(shifts, dtype=torch.float32, device=fixed.device)
 
 
-def smooth_shifts(costs: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """(1, 3, z, y, x), x y z, in the unit of `shifts`: the smooth field that `shift_costs` ask for."""
+def smooth_shifts(costs: torch.Tensor, shifts: torch.Tensor, step: float = 1.0) -> torch.Tensor:
+    """(1, 3, z, y, x), x y z, in the unit of `shifts`: the smooth field that `shift_costs` ask for.
+
+    step: that unit, where 1 is the one that the couplings were chosen for; longer steps couple more tightly.
+    """
     shape, costs = costs.shape[1:], costs.flatten(1)
     # Where all shifts cost alike nothing is known: such a place listens to its neighbours and has no say.
     decided = costs.mean(0) - costs.amin(0)
@@ -71,7 +74,7 @@ def smooth_shifts(costs: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     for coupling in _COUPLINGS:
         place = field.reshape(3, -1)
         # |shift - place|^2 but for |place|^2, which is the same for all shifts.
-        field = smoothed(costs + coupling * (squares - 2 * shifts @ place))
+        field = smoothed(costs + step**2 * coupling * (squares - 2 * shifts @ place))
     return field.flip(1)
 
 
