@@ -1,10 +1,12 @@
 """How far the stated uncertainty can be trusted: calibration on some simulated patients, coverage on others.
 
-Rows (a registration with its uncertainty against the truth, `weaktumour.evaluation.trust`) are made once and kept in
---keep; the parts `trust` of splits.json name the patients, whose anatomies and seeds are disjoint.
+Rows (a registration with its uncertainty against the truth, `weaktumour.evaluation.trust`) take a minute each on a
+core. They are kept, one line each, in `Testing/benchmark/trust/PART.jsonl`, so that figures can be made again from them
+in seconds; rows of other networks, another simulator or another state of the code are made anew. The parts `trust` of
+splits.json name the patients, whose anatomies and seeds are disjoint.
 
-    python Testing/benchmark/trust.py --split calibration --keep DIR --fit      writes Resources/Models/uncertainty.json
-    python Testing/benchmark/trust.py --split test --keep DIR [--page FILE]     coverage, sharpness, spoiled pairs
+    python Testing/benchmark/trust.py --split calibration --fit      writes Resources/Models/uncertainty.json
+    python Testing/benchmark/trust.py --split test [--page FILE]     coverage, sharpness, spoiled pairs
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ from pathlib import Path
 
 import numpy as np
 
-from common import REPOSITORY, Bar, InputError, markdown_table, parser, report, run_script, shared_data, work_folder
+from common import REPOSITORY, Bar, InputError, markdown_table, parser, report, run_script, shared_data
 from weaktumour.evaluation.measure import json_ready
+from weaktumour.evaluation.methods import engine
 from weaktumour.evaluation.trust import SPOILINGS, Pair, measure
 from weaktumour.models import find
 from weaktumour.quality import VISIBLE_CNR, Thresholds, judge_place, shows_same_vessels
 from weaktumour.result import RunVerdict
 from weaktumour.simulation import VERSION
 from weaktumour.simulation.tissue_maps import read_label_map
-from weaktumour.uncertainty.calibration import FILE, LEVELS, Calibration, fit
-from weaktumour.uncertainty.features import NAMES, OF_THE_ERROR, with_products
+from weaktumour.uncertainty.calibration import DERIVED, FILE, LEVELS, OF_THE_ERROR, Calibration, fit
+from weaktumour.uncertainty.features import NAMES
 from weaktumour.volumes import read_volume
 
+ROWS = Path(__file__).with_name("trust")
 CALIBRATION = REPOSITORY / "WeakTumourSeg" / "Resources" / "Models" / FILE
 DIAMETERS_MM, DEPTHS_MM, MOTIONS_MM = (15.0, 25.0), (15.0, 25.0), (2.5, 5.0)
 
@@ -36,11 +40,12 @@ DIAMETERS_MM, DEPTHS_MM, MOTIONS_MM = (15.0, 25.0), (15.0, 25.0), (2.5, 5.0)
 def main() -> int:
     arguments = _arguments()
     pairs = [Pair("smoke", 0)] if arguments.smoke else _pairs(arguments.split)
-    with work_folder(arguments) as work:
-        rows = _measured(pairs, work / "trust", arguments.processes, arguments.device)
     if arguments.smoke:
+        rows = [_row(pairs[0], arguments.device, True)]
         print(json.dumps(rows[0]["tumours"][0], indent=1))
         return 0
+    kept = _Kept((arguments.keep or ROWS) / f"{arguments.split}.jsonl", arguments.any_code)
+    rows = _measured(pairs, kept, arguments)
     if arguments.fit:
         CALIBRATION.write_text(_fitted(rows, arguments.split).to_json(), encoding="utf-8")
         print(f"Written: {CALIBRATION}")
@@ -54,6 +59,7 @@ def _arguments():
     options.add_argument("--page", type=Path, metavar="FILE", help="write the tables as a page, with a plot beside it")
     options.add_argument("--processes", type=int, default=2, help="pairs at a time, one thread each (default: 2)")
     options.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
+    options.add_argument("--any-code", action="store_true", help="take rows of another state of the code as they are")
     return options.parse_args()
 
 
@@ -82,17 +88,50 @@ def _pairs(split: str) -> list[Pair]:
     return [pair for _, pair in sorted(keyed, key=lambda entry: entry[0])]
 
 
-def _measured(pairs: list[Pair], folder: Path, processes: int, device: str) -> list[dict]:
-    folder.mkdir(parents=True, exist_ok=True)
+class _Kept:
+    """Rows in a file of lines. any_code: those that other code has made count too."""
+
+    def __init__(self, path: Path, any_code: bool) -> None:
+        self.path, self.rows, self.codes = path, {}, set()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # cut short when a run was killed
+            if row["key"] == _key() and (any_code or row["code"] == _code()):
+                self.rows[row["patient"]] = row
+                self.codes.add(row["code"])
+
+    def add(self, row: dict) -> None:
+        self.rows[row["patient"]] = row
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def tidy(self) -> None:
+        """One line for each pair, in order, nothing else."""
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(self.rows[name]) + "\n" for name in sorted(self.rows)), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def _measured(pairs: list[Pair], kept: _Kept, arguments) -> list[dict]:
+    if kept.codes - {_code()}:
+        print(f"Some rows are of other code than this: {', '.join(sorted(kept.codes))}; this is {_code()}.")
+    dropout = arguments.split == "test"  # a comparison, for the table
+    missing = [pair for pair in pairs if pair.name not in kept.rows]
     fresh = get_context("spawn")  # a forked process cannot use the GPU
-    with ProcessPoolExecutor(processes, mp_context=fresh, initializer=_single_thread) as pool:
-        futures = [pool.submit(_row, pair, folder, device) for pair in pairs]
+    with ProcessPoolExecutor(arguments.processes, mp_context=fresh, initializer=_single_thread) as pool:
+        futures = [pool.submit(_row, pair, arguments.device, dropout) for pair in missing]
         for done, future in enumerate(as_completed(futures), start=1):
             row = future.result()
+            kept.add(row)
             errors = [round(t["error_mm"], 1) for t in row["tumours"] if "error_mm" in t]
             said = row.get("refused") or errors or f"{row['spoiling']}: {row['run']}"
-            print(f"{done} of {len(pairs)}: {row['patient']}: {said}", flush=True)
-        return [future.result() for future in futures]
+            print(f"{done} of {len(missing)}: {row['patient']}: {said}", flush=True)
+    if missing:
+        kept.tidy()
+    return [kept.rows[pair.name] for pair in pairs]
 
 
 def _single_thread() -> None:
@@ -103,19 +142,26 @@ def _single_thread() -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _row(pair: Pair, folder: Path, device: str) -> dict:
-    """Made now, or kept from before where simulator, networks and features are the same."""
-    path = folder / f"{pair.name.replace(' ', '-')}.json"
-    key = [VERSION, *_models().values(), *NAMES]
-    if path.is_file():
-        row = json.loads(path.read_text(encoding="utf-8"))
-        if row["key"] == key:
-            return row
-    row = json_ready({"key": key, **measure(pair, device=device)})
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    partial.replace(path)
-    return row
+def _row(pair: Pair, device: str, dropout: bool) -> dict:
+    row = json_ready({"key": _key(), "code": _code(), **measure(pair, device=device, dropout=dropout)})
+    return _shortened(row)
+
+
+def _shortened(value):
+    """Five digits: a file of rows is read by people and kept by git."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: _shortened(part) for name, part in value.items()}
+    return [_shortened(part) for part in value] if isinstance(value, list) else value
+
+
+def _key() -> list:
+    return [VERSION, *_models().values(), *NAMES]
+
+
+def _code() -> str:
+    return engine("uncertainty/ensemble.py", "uncertainty/evidence.py", "uncertainty/features.py")["code"]
 
 
 def _models() -> dict[str, str]:
@@ -124,7 +170,7 @@ def _models() -> dict[str, str]:
 
 # -- calibration ----------------------------------------------------------------------------------------------------
 def _features(tumour: dict) -> dict[str, float]:
-    return with_products({name: np.nan if value is None else value for name, value in tumour["features"].items()})
+    return {name: np.nan if value is None else value for name, value in tumour["features"].items()}
 
 
 def _sound(rows: list[dict]) -> list[tuple[dict, dict]]:
@@ -142,7 +188,7 @@ def _fitted(rows: list[dict], split: str) -> Calibration:
         [(row["patient"], _features(t), t["error_mm"]) for row, t in sound],
         [(row["patient"], _features(t)) for row, t in spoiled],
         OF_THE_ERROR,
-        doubt_names=NAMES,
+        doubt_names=(*NAMES, *DERIVED),
         models=_models(),
         simulator=VERSION,
         data=f"part {split}: {len(sound)} tumours of {patients} simulated patients (simulated MR), "

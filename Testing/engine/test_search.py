@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from weaktumour.deformation import Affine, compose, integrate, jacobian_determinant, warp
 from weaktumour.progress import Monitor
 from weaktumour.registration.preparation import Scan
-from weaktumour.registration.refinement import Level, RefinementSettings, refine
+from weaktumour.registration.refinement import Level, RefinementSettings, _Problem, refine
 from weaktumour.registration.search import as_velocity, shift_costs, smooth_shifts
 from weaktumour.volumes import Grid
 
@@ -112,9 +112,11 @@ def bent() -> tuple[Scan, Scan, np.ndarray]:
     )
 
 
-def refined_error(bent, **settings) -> np.ndarray:
+def refined_error(bent, steps=12, **settings) -> np.ndarray:
     fixed, moving, motion = bent
-    settings = RefinementSettings(levels=(Level(2, 16.0, 12),), liver_stiffness=0.0, incompressibility=0.0, **settings)
+    settings = RefinementSettings(
+        levels=(Level(2, 16.0, steps),), liver_stiffness=0.0, incompressibility=0.0, **settings
+    )
     result = refine(fixed, moving, Affine.identity(), settings, device=CPU, monitor=Monitor())
     points = fixed.grid.points()[6:-6, 6:-6, 6:-6]
     moved = result.field.transform_points(points) - points
@@ -126,6 +128,19 @@ def test_refinement_needs_it_for_large_motion(bent):
     with_search, without = refined_error(bent), refined_error(bent, search_mm=0)
     assert np.median(with_search) < 0.5 * np.median(without)
     assert np.percentile(with_search, 90) < 6.0
+
+
+def test_motion_beyond_the_fine_search_is_found_by_the_coarse_one(monkeypatch):
+    motion = bend(8.0)  # 24 mm at most; the fine search reaches 15 mm, 12 in whole steps
+    moving = 0.5 + 0.15 * texture(SHAPE, 5.0)
+    fixed = warp(moving, motion)
+    far = scan(fixed[0, 0].numpy()), scan(moving[0, 0].numpy(), -5.0), 3 * motion[0].permute(1, 2, 3, 0).numpy()
+    both = refined_error(far, steps=0)
+    search = _Problem._search
+    monkeypatch.setattr(_Problem, "_search", lambda self, v, pool, reach, **how: (
+        search(self, v, pool, reach, **how) if pool == self.settings.levels[0].pooling else None))  # fmt: skip
+    fine_alone = refined_error(far, steps=0)
+    assert np.percentile(both, 90) < 0.6 * np.percentile(fine_alone, 90)
 
 
 def test_a_lesion_is_moved_as_a_whole(bent, monkeypatch):

@@ -96,3 +96,28 @@ def test_the_parts_share_no_patient():
     # As the issue wants them: at least 80 patients with 5 tumours each, 20 spoiled pairs of each kind.
     assert sum(len(parts["test"][name]) for name in ("phantoms", "label_maps", "real_ct")) >= 80
     assert parts["test"]["spoiled"]["of_each"] >= 20
+
+
+def test_rows_of_other_code_are_made_anew(tmp_path):
+    import json
+
+    from trust import _code, _Kept, _key
+
+    path = tmp_path / "test.jsonl"
+    kept = _Kept(path, any_code=False)
+    for name, code, key in (("mine", _code(), _key()), ("old", "0123", _key()), ("other networks", _code(), [1])):
+        kept.add({"patient": name, "code": code, "key": key, "tumours": []})
+    with path.open("a") as file:
+        file.write('{"patient": "cut sho')  # killed while it wrote
+    assert list(_Kept(path, any_code=False).rows) == ["mine"]
+    lenient = _Kept(path, any_code=True)
+    assert list(lenient.rows) == ["mine", "old"]
+    lenient.tidy()
+    assert [json.loads(line)["patient"] for line in path.read_text().splitlines()] == ["mine", "old"]
+
+
+def test_rows_keep_five_digits():
+    from trust import _shortened
+
+    row = {"a": [1.23456789, None, "text"], "b": {"c": 123456.789, "d": 7, "e": True}}
+    assert _shortened(row) == {"a": [1.2346, None, "text"], "b": {"c": 123460.0, "d": 7, "e": True}}

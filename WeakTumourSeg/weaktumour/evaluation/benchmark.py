@@ -12,23 +12,19 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from .. import __version__
 from ..cases import read_case
 from ..deformation import DisplacementField
 from ..errors import InputError, WeakTumourError
-from ..models import TASKS, default_id, find
 from ..simulation import VERSION
 from ..volumes import Grid, Volume
 from .cohort import Patient, motion_mm, prepared
 from .measure import json_ready, machine
-from .methods import NAMES, PEER_SETTINGS, run_method, wants_affine
+from .methods import NAMES, PEER_SETTINGS, engine, run_method, wants_affine
 from .metrics import evaluate_case
 
 Row = dict[str, object]
@@ -200,20 +196,8 @@ def carry_labels(labels: Volume, field: DisplacementField, grid: Grid) -> np.nda
 # -- what is kept -------------------------------------------------------------------------------------------------
 def _key(plan: Plan, patient: Patient, method: str) -> str:
     """What a row depends on: with another key it is made anew."""
-    settings = asdict(PEER_SETTINGS[method]) if method in PEER_SETTINGS else _engine()
+    settings = asdict(PEER_SETTINGS[method]) if method in PEER_SETTINGS else engine()
     return json.dumps([VERSION, patient.kind, patient.seed, method, settings], sort_keys=True)
-
-
-@cache
-def _engine() -> dict[str, str]:
-    """Version and checksum of what registers: while it is worked on the version alone says little."""
-    package = Path(__file__).resolve().parents[1]
-    names = ["pipeline.py", "deformation.py", "segmentation.py", "registration/*.py", "networks/*.py"]
-    digest = sha256("".join(f"{task} {find(None, task).sha256}" for task in TASKS if default_id(task)).encode())
-    for name in names:
-        for path in sorted(package.glob(name)):
-            digest.update(path.read_bytes())
-    return {"version": __version__, "code": digest.hexdigest()[:12]}
 
 
 def _row_path(plan: Plan, patient: Patient, method: str) -> Path:

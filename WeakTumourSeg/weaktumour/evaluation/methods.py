@@ -9,11 +9,14 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 from .. import __version__
 from ..deformation import DisplacementField
 from ..errors import InputError, WeakTumourError
+from ..models import TASKS, default_id, find
 from .measure import run_measured
 from .peers import METHODS as PEERS
 from .peers import child_environment, run_peer
@@ -51,6 +54,23 @@ class Outcome:
     peak_mb: float
     version: str
     settings: dict[str, object]
+
+
+_REGISTERS = ("pipeline.py", "deformation.py", "segmentation.py", "registration/*.py", "networks/*.py")
+
+
+@cache
+def engine(*more: str) -> dict[str, str]:
+    """Version and checksum of what registers: while it is worked on the version alone says little.
+
+    more: patterns of further files of the package that count.
+    """
+    package = Path(__file__).resolve().parents[1]
+    digest = sha256("".join(f"{task} {find(None, task).sha256}" for task in TASKS if default_id(task)).encode())
+    for name in (*_REGISTERS, *more):
+        for path in sorted(package.glob(name)):
+            digest.update(path.read_bytes())
+    return {"version": __version__, "code": digest.hexdigest()[:12]}
 
 
 def wants_affine(method: str) -> bool:

@@ -113,8 +113,11 @@ def _halved(case: Case, seed: int) -> Case:
     )
 
 
-def measure(pair: Pair, preset: str = "balanced", seed: int = 0, device: str = "cpu") -> Row:
-    """Register a pair and measure its uncertainty. A pair that is refused (InputError) says so."""
+def measure(pair: Pair, preset: str = "balanced", seed: int = 0, device: str = "cpu", *, dropout: bool = True) -> Row:
+    """Register a pair and measure its uncertainty. A pair that is refused (InputError) says so.
+
+    dropout: compare with the spread under dropout, of sound pairs.
+    """
     case = simulate(pair)
     device = choose_device(device)
     row: Row = {
@@ -139,12 +142,14 @@ def measure(pair: Pair, preset: str = "balanced", seed: int = 0, device: str = "
     registered = time.monotonic()
     measured = measure_uncertainty(inputs, registration, device, seed, monitor)
     assessed = time.monotonic()
-    dropout = [] if pair.spoiling else dropout_spreads(inputs, registration, networks.registration, device, seed)
+    spreads: list[float] = []
+    if dropout and pair.spoiling is None:
+        spreads = dropout_spreads(inputs, registration, networks.registration, device, seed)
     run = judge_run(registration.alignment, registration.score)
     return row | {
         "registration_s": registered - begun,
         "uncertainty_s": assessed - registered,
-        "dropout_spread_mm": dropout,
+        "dropout_spread_mm": spreads,
         "run": run.verdict,
         "score": registration.score,
         "vessels": registration.vessels,

@@ -24,6 +24,12 @@ from ..errors import ModelError
 
 SCHEMA = 1
 FILE = "uncertainty.json"
+# Those that the error is told from, chosen on the calibration part: with all of them the fit follows chance.
+OF_THE_ERROR = (
+    "spread", "wander", "mind_offset", "mind_contrast", "vessel_contrast", "vessel_offset", "bending", "seen",
+    "seen_elsewhere", "depth", "gap_p90",
+)  # fmt: skip
+DERIVED = ("seen_elsewhere",)
 LEVELS = tuple(round(0.05 * n, 2) for n in range(1, 20))
 Features = Mapping[str, float]
 
@@ -55,7 +61,13 @@ class Linear:
     terms: tuple[Term, ...]
 
     def __call__(self, features: Features) -> float:
+        features = derived(features)
         return self.constant + sum(term.of(features) for term in self.terms)
+
+
+def derived(features: Features) -> dict[str, float]:
+    """And those that are made of others: a tumour seen far from where the ensemble has it may be something else."""
+    return {**features, "seen_elsewhere": features.get("seen", np.nan) * max(features.get("wander", np.nan), 0.0)}
 
 
 @dataclass(frozen=True)
@@ -202,6 +214,7 @@ def fit_doubt(
 
 def _design(features: Sequence[Features], names: Sequence[str], bad: np.ndarray) -> tuple[list[Term], np.ndarray]:
     """Standardised columns held to what was seen, (n, names). bad: larger where things are worse."""
+    features = [derived(f) for f in features]
     terms, columns = [], []
     for name in names:
         values = np.array([float(f.get(name, np.nan)) for f in features])

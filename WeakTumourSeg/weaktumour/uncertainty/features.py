@@ -16,12 +16,7 @@ NAMES = (
     "spread", "wander", "mind_cost", "mind_contrast", "mind_offset", "vessel_correlation", "vessel_contrast",
     "vessel_offset", "vessels_ct", "surface_gap", "liver_mind_cost", "liver_vessel_correlation", "liver_surface_gap",
     "similarity", "seen", "depth", "stretch", "volume_scale", "outside", "volumes", "gap_p90", "strain", "bending",
-    "seen_elsewhere", "moved", "vessels", "liver_vessel_contrast",
-)  # fmt: skip
-# Those that the error is told from, chosen on the calibration part: with all of them the fit follows chance.
-OF_THE_ERROR = (
-    "spread", "wander", "mind_offset", "mind_contrast", "vessel_contrast", "vessel_offset", "bending", "seen",
-    "seen_elsewhere", "depth", "gap_p90",
+    "moved", "vessels", "liver_vessel_contrast",
 )  # fmt: skip
 _LOGARITHMS = {"mind_offset_mm": 0.3, "vessel_offset_mm": 0.3, "vessels_ct": 0.005, "surface_gap_mm": 0.5}
 
@@ -52,7 +47,7 @@ def tumour_features(
     spread = float(np.sqrt(np.mean(np.sum((places_mm - middle) ** 2, axis=1))))
     local, whole = (_logarithms(asdict(evidence)) for evidence in (near, liver))
     stretches = np.linalg.svd(alignment.matrix[:3, :3], compute_uv=False)
-    return with_products({
+    return {
         "spread": float(np.log(0.3 + spread)),
         "wander": float(np.log(0.3 + np.linalg.norm(middle - place_mm))),
         **{name: local[name] for name in ("mind_cost", "mind_contrast", "mind_offset", "vessel_correlation",
@@ -71,12 +66,7 @@ def tumour_features(
         "gap_p90": float(np.log(all_of_it.gap_p90_mm + 0.5)),
         "strain": float(np.log(all_of_it.strain + 0.01)),
         "bending": float(np.log(all_of_it.bending_mm + 0.3)),
-    })  # fmt: skip
-
-
-def with_products(features: dict[str, float]) -> dict[str, float]:
-    """And those that are made of others: a tumour seen far from where the ensemble has it may be something else."""
-    return {**features, "seen_elsewhere": features["seen"] * max(features["wander"], 0.0)}
+    }  # fmt: skip
 
 
 def _logarithms(evidence: dict[str, float]) -> dict[str, float]:
