@@ -1,8 +1,8 @@
 """Pseudo-labels: the MRI's labels carried to the CT by registration, and how sure each voxel's label is.
 
-One registration gives the labels. Others, each of an MRI that was moved by a known rigid motion beforehand (undone
-afterwards) and every second one without MSCGUNet, give votes; a voxel on whose class all agree has confidence 1, one on
-which half of them disagree has 0. Nothing here has a gradient: labels are plain arrays.
+One registration gives the labels. The members of the ensemble that also tells a tumour's uncertainty
+(`uncertainty.ensemble`) give votes; a voxel on whose class all agree has confidence 1, one on which half of them
+disagree has 0. Nothing here has a gradient: labels are plain arrays.
 
 A tumour that the CT does not show (`registration.lesions`) counts as liver: nobody should learn to see what is not
 there.
@@ -10,18 +10,20 @@ there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .. import pipeline
 from ..cases import Case
-from ..deformation import Affine, DisplacementField
+from ..deformation import Affine
 from ..labels import LIVER, TUMOUR, LabelMap
 from ..progress import Monitor
 from ..propagation import propagate_labels
 from ..registration.lesions import find_in_ct
+from ..registration.refinement import combine
+from ..uncertainty.ensemble import VARIANTS, run_ensemble
 from ..volumes import Grid, Volume
 from .cohort import labels_of
 from .weak_config import Labelling
@@ -72,25 +74,18 @@ def make_pseudo_labels(
     stages = tuple(stage.strip() for stage in settings.stages.split(",") if stage.strip())
     preset = pipeline.PRESETS[settings.preset]
 
-    def registered(inputs: pipeline.Inputs, stages: tuple[str, ...]) -> tuple[pipeline.Registered, DisplacementField]:
-        found = pipeline.register(inputs, networks, stages, preset, seed=seed, device=device, monitor=monitor)
-        return found, pipeline.in_world(found.transform, inputs)
-
-    main, field = registered(inputs, stages)
+    main = pipeline.register(inputs, networks, stages, preset, seed=seed, device=device, monitor=monitor)
+    field = pipeline.in_world(main.transform, inputs)
     carried = propagate_labels(labels, field, grid, monitor).labels
     shown = tuple(labels.tumours[seen.number].value for seen in main.seen)
-    # The members begin where the first one's alignment ended, and have a known error to undo.
-    frame = inputs.ct_frame
-    aligned = Affine(frame @ main.alignment.transform.matrix @ np.linalg.inv(frame))
     votes = [classes_of(carried, shown)]
-    random = np.random.default_rng(seed)
-    centre = labels.volume.grid.index_to_world(np.argwhere(labels.mask(LIVER, TUMOUR)).mean(0)[::-1])
-    for number in range(settings.members):
-        motion = random_motion(centre, settings.jitter_mm, settings.jitter_degrees, random)
-        own = tuple(s for s in stages if s != "alignment" and not (number % 2 and s == "mscgunet"))
-        _, found = registered(moved(replace(inputs, initial=aligned), motion), own or ("refinement",))
-        back = propagate_labels(labels, undone(found, motion), grid, monitor).labels
-        votes.append(classes_of(back, shown))
+    ensemble = run_ensemble(
+        main.fixed, main.moving, main.alignment.transform, main.predicted, inputs.in_ct_frame().labels,
+        variants=VARIANTS[: settings.members], seed=seed, device=device, monitor=monitor,
+    )  # fmt: skip
+    for member in ensemble.transforms:
+        own = pipeline.in_world(combine(member.alignment, member.deformation, main.grid), inputs)
+        votes.append(classes_of(propagate_labels(labels, own, grid, monitor).labels, shown))
     probability = np.stack([np.mean([vote == value for vote in votes], axis=0) for value in range(3)])
     probability = probability.astype(np.float32)
     confidence = confidence_of(votes[0], probability)
@@ -102,7 +97,7 @@ def make_pseudo_labels(
 def confidence_of(classes: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """(z, y, x) in [0, 1]: 0 where at most half of the ensemble agrees with a voxel's class, 1 where all of it does.
 
-    classes: (z, y, x) 0 to 2; probability: (3, z, y, x), the ensemble's. The one place to change for another ensemble.
+    classes: (z, y, x) 0 to 2; probability: (3, z, y, x), the ensemble's.
     """
     agreement = np.take_along_axis(probability, classes[None].astype(np.intp), axis=0)[0]
     return np.clip(2 * agreement - 1, 0, 1).astype(np.float32)
@@ -123,31 +118,3 @@ def shown_in_ct(ct: Volume, labels: LabelMap, grid: Grid) -> tuple[int, ...]:
         mask = Volume(labels.volume.array == tumour.value, labels.volume.grid)
         codes[mask.resample_to(grid).array > 0.5] = number + 2
     return tuple(labels.tumours[seen.number].value for seen in find_in_ct(ct, codes, grid, len(labels.tumours)))
-
-
-def random_motion(centre_mm: np.ndarray, shift_mm: float, degrees: float, random: np.random.Generator) -> np.ndarray:
-    """(4, 4) rigid: a turn about a point by up to so many degrees about each axis, and a shift by up to so much."""
-    motion = np.eye(4)
-    for axis, angle in enumerate(np.radians(random.uniform(-degrees, degrees, 3))):
-        a, b = [i for i in range(3) if i != axis]
-        turn = np.eye(3)
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
-        motion[:3, :3] = motion[:3, :3] @ turn
-    motion[:3, 3] = centre_mm - motion[:3, :3] @ centre_mm + random.uniform(-shift_mm, shift_mm, 3)
-    return motion
-
-
-def moved(inputs: pipeline.Inputs, motion: np.ndarray) -> pipeline.Inputs:
-    """The same CT and an MRI, with its labels, that lies elsewhere. motion: (4, 4), rigid, of the world."""
-    mr = Volume(inputs.mr.array, inputs.mr.grid.moved(motion))
-    volume = inputs.labels.volume
-    labels = LabelMap(Volume(volume.array, volume.grid.moved(motion)), inputs.labels.labels)
-    return replace(inputs, mr=mr, labels=labels)
-
-
-def undone(field: DisplacementField, motion: np.ndarray) -> DisplacementField:
-    """CT -> moved MRI becomes CT -> MRI, on the same grid."""
-    points = field.grid.points()
-    back = Affine(np.linalg.inv(motion)).transform_points(points + field.displacement_mm)
-    return DisplacementField(field.grid, back - points)

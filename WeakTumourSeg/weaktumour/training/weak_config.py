@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import InputError
+from ..uncertainty.ensemble import VARIANTS
 from .config import Computing, Optimisation, Reporting, at_least, one_of, positive
 
 MODES = ("pretrain", "sequential", "unified", "published")
@@ -83,18 +84,18 @@ class Registering:
 class Labelling:
     """How pseudo-labels are made: see `pseudo_labels.make_pseudo_labels`.
 
-    preset, stages: of the registration, as `weaktumour register` has them. members: perturbed registrations whose
-    agreement is the confidence; each starts from an MRI moved by up to jitter_mm and jitter_degrees.
+    preset, stages: of the registration, as `weaktumour register` has them. members: of `uncertainty.ensemble`, whose
+    agreement is the confidence; at most all of them.
     """
 
     preset: str = "fast"
     stages: str = "alignment,mscgunet,refinement"
-    members: int = 3
-    jitter_mm: float = 5.0
-    jitter_degrees: float = 4.0
+    members: int = 6
 
     def __post_init__(self) -> None:
-        at_least(self, members=1, jitter_mm=0, jitter_degrees=0)
+        at_least(self, members=1)
+        if self.members > len(VARIANTS):
+            raise InputError(f"Configuration: members is {self.members}; give at most {len(VARIANTS)}.")
 
 
 @dataclass(frozen=True)

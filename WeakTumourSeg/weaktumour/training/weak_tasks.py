@@ -32,7 +32,6 @@ from . import synthesis
 from .config import Computing
 from .overlap import deep_loss
 from .prepared import LEVELS, LIVER_LEVEL, TUMOUR_LEVEL, Pair, Prepared
-from .pseudo_labels import random_motion
 from .registration import roughness
 from .segmentation import patch_shape
 from .synthesis import Random
@@ -698,3 +697,16 @@ def grid_coordinates(target: Grid, own: Grid, device: torch.device) -> torch.Ten
 def on_grid(image: torch.Tensor, own: Grid, target: Grid) -> torch.Tensor:
     """(1, c, z, y, x) from one grid to another of the same frame, 0 beyond."""
     return resample_affine(image, own, target, Affine.identity(), outside=0.0)
+
+
+def random_motion(centre_mm: np.ndarray, shift_mm: float, degrees: float, random: np.random.Generator) -> np.ndarray:
+    """(4, 4) rigid: a turn about a point by up to so many degrees about each axis, and a shift by up to so much."""
+    motion = np.eye(4)
+    for axis, angle in enumerate(np.radians(random.uniform(-degrees, degrees, 3))):
+        a, b = [i for i in range(3) if i != axis]
+        turn = np.eye(3)
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+        motion[:3, :3] = motion[:3, :3] @ turn
+    motion[:3, 3] = centre_mm - motion[:3, :3] @ centre_mm + random.uniform(-shift_mm, shift_mm, 3)
+    return motion
