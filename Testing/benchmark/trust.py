@@ -5,6 +5,7 @@ core. They are kept, one line each, in `Testing/benchmark/trust/PART.jsonl`, so 
 in seconds; rows of other networks, another simulator or another state of the code are made anew. The parts `trust` of
 splits.json name the patients, whose anatomies and seeds are disjoint.
 
+    python Testing/benchmark/trust.py --split calibration --choose   which features are worth having
     python Testing/benchmark/trust.py --split calibration --fit      writes Resources/Models/uncertainty.json
     python Testing/benchmark/trust.py --split test [--page FILE]     coverage, sharpness, spoiled pairs
 """
@@ -28,10 +29,20 @@ from weaktumour.quality import VISIBLE_CNR, Thresholds, judge_place, shows_same_
 from weaktumour.result import RunVerdict
 from weaktumour.simulation import VERSION
 from weaktumour.simulation.tissue_maps import read_label_map
-from weaktumour.uncertainty.calibration import DERIVED, FILE, LEVELS, OF_THE_ERROR, Calibration, fit
+from weaktumour.uncertainty.calibration import (
+    DERIVED,
+    FILE,
+    LEVELS,
+    OF_THE_ERROR,
+    Calibration,
+    conformal_quantile,
+    cross_fitted_ratios,
+    fit,
+)
 from weaktumour.uncertainty.features import NAMES
 from weaktumour.volumes import read_volume
 
+_MAKES = ("ensemble", "evidence", "features")
 ROWS = Path(__file__).with_name("trust")
 CALIBRATION = REPOSITORY / "WeakTumourSeg" / "Resources" / "Models" / FILE
 DIAMETERS_MM, DEPTHS_MM, MOTIONS_MM = (15.0, 25.0), (15.0, 25.0), (2.5, 5.0)
@@ -46,6 +57,8 @@ def main() -> int:
         return 0
     kept = _Kept((arguments.keep or ROWS) / f"{arguments.split}.jsonl", arguments.any_code)
     rows = _measured(pairs, kept, arguments)
+    if arguments.choose:
+        return _chosen(_sound(rows))
     if arguments.fit:
         CALIBRATION.write_text(_fitted(rows, arguments.split).to_json(), encoding="utf-8")
         print(f"Written: {CALIBRATION}")
@@ -55,6 +68,7 @@ def main() -> int:
 def _arguments():
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--split", choices=("calibration", "test"), default="test")
+    options.add_argument("--choose", action="store_true", help="add feature by feature what tells the error best")
     options.add_argument("--fit", action="store_true", help="fit the calibration to these rows and write it")
     options.add_argument("--page", type=Path, metavar="FILE", help="write the tables as a page, with a plot beside it")
     options.add_argument("--processes", type=int, default=2, help="pairs at a time, one thread each (default: 2)")
@@ -94,7 +108,11 @@ class _Kept:
     def __init__(self, path: Path, any_code: bool) -> None:
         self.path, self.rows, self.codes = path, {}, set()
         path.parent.mkdir(parents=True, exist_ok=True)
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if text and not text.endswith("\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+        for line in text.splitlines():
             try:
                 row = json.loads(line)
             except ValueError:
@@ -120,17 +138,24 @@ def _measured(pairs: list[Pair], kept: _Kept, arguments) -> list[dict]:
         print(f"Some rows are of other code than this: {', '.join(sorted(kept.codes))}; this is {_code()}.")
     dropout = arguments.split == "test"  # a comparison, for the table
     missing = [pair for pair in pairs if pair.name not in kept.rows]
+    failed: list[str] = []
     fresh = get_context("spawn")  # a forked process cannot use the GPU
     with ProcessPoolExecutor(arguments.processes, mp_context=fresh, initializer=_single_thread) as pool:
         futures = [pool.submit(_row, pair, arguments.device, dropout) for pair in missing]
         for done, future in enumerate(as_completed(futures), start=1):
-            row = future.result()
+            try:
+                row = future.result()
+            except Exception as error:  # the others' rows are worth hours
+                failed.append(f"{type(error).__name__}: {error}")
+                continue
             kept.add(row)
             errors = [round(t["error_mm"], 1) for t in row["tumours"] if "error_mm" in t]
             said = row.get("refused") or errors or f"{row['spoiling']}: {row['run']}"
             print(f"{done} of {len(missing)}: {row['patient']}: {said}", flush=True)
     if missing:
         kept.tidy()
+    if failed:
+        raise RuntimeError(f"{len(failed)} pairs failed: {'; '.join(failed)}")
     return [kept.rows[pair.name] for pair in pairs]
 
 
@@ -161,7 +186,8 @@ def _key() -> list:
 
 
 def _code() -> str:
-    return engine("uncertainty/ensemble.py", "uncertainty/evidence.py", "uncertainty/features.py")["code"]
+    """Of what makes rows; `quality` gives each its run's verdict."""
+    return engine("quality.py", "evaluation/trust.py", *(f"uncertainty/{n}.py" for n in _MAKES))["code"]
 
 
 def _models() -> dict[str, str]:
@@ -192,8 +218,40 @@ def _fitted(rows: list[dict], split: str) -> Calibration:
         models=_models(),
         simulator=VERSION,
         data=f"part {split}: {len(sound)} tumours of {patients} simulated patients (simulated MR), "
-        f"{len(spoiled)} of {len({row['patient'] for row, _ in spoiled})} spoiled pairs; preset balanced",
+        f"{len(spoiled)} of {len({row['patient'] for row, _ in spoiled})} spoiled pairs; preset balanced; code "
+        f"{' and '.join(sorted({row['code'] for row in rows}))}",
     )
+
+
+def _chosen(sound: list[tuple[dict, dict]]) -> int:
+    """Greedy selection among all features, by the cross-fitted pinball loss of log p95: low where p95 is small and
+    still holds. Stops where no feature takes a two-hundredth off it.
+    """
+    entries = [(row["patient"], _features(t), t["error_mm"]) for row, t in sound]
+    left, taken, best = [*NAMES, *DERIVED], [], np.inf
+    print(f"OF_THE_ERROR as it is: {_loss(entries, OF_THE_ERROR):.4f}")
+    while left:
+        losses = {name: _loss(entries, (*taken, name)) for name in left}
+        name = min(losses, key=losses.get)
+        if losses[name] > 0.995 * best:
+            break
+        best = losses[name]
+        taken.append(name)
+        left.remove(name)
+        print(f"{best:.4f} with {name}", flush=True)
+    print("OF_THE_ERROR =", tuple(taken))
+    return 0
+
+
+def _loss(entries: list, names: tuple[str, ...], level: float = 0.95) -> float:
+    """Mean over three ways to make the folds."""
+    losses = []
+    for seed in range(3):
+        # log(error) - log(p95); cross_fitted_ratios gives error over scale.
+        above = np.log(np.maximum(cross_fitted_ratios(entries, names, 10, seed), 1e-3))
+        above -= np.log(conformal_quantile(np.exp(above), level))
+        losses.append(float(np.mean(np.where(above > 0, level * above, (level - 1) * above))))
+    return float(np.mean(losses))
 
 
 # -- evaluation -----------------------------------------------------------------------------------------------------
@@ -207,7 +265,12 @@ def _evaluated(rows: list[dict], arguments) -> int:
     localised = np.array([j["verdict"] == "localised" for j in judged])
     held = error <= p95
     strata = _strata(judged)
-    cells = [["all", *_coverage(held)]] + [[name, *_coverage(held[which])] for name, which in strata]
+    looks = np.array([j["in_ct"] for j in judged])
+    shown = [("all", looks != ""), *strata]
+    shown += [
+        (f"{look} in the CT", looks == look) for look in ("invisible", "faint", "visible") if (looks == look).any()
+    ]
+    cells = [[name, *_coverage(held[which])] for name, which in shown]
     tables = [markdown_table(["tumours", "number", "within p95 %", "95 % interval (Wilson)"], cells)]
     reliability = _reliability(calibration, error, p50)
     levels = [[100 * level, 100 * found] for level, found in reliability[1::2]]
@@ -225,10 +288,13 @@ def _evaluated(rows: list[dict], arguments) -> int:
         )
     )  # fmt: skip
     seeing = _visibility(judged)
-    tables.append(markdown_table(["visible in the CT, diameter >= 12 mm", "number", "told right"], seeing))
+    tables.append(markdown_table(["seen in the CT, diameter >= 12 mm", "number", "share"], seeing))
     rank = _spearman(p95, error)
     members = _spearman(np.array([j["spread"] for j in judged]), error)
-    dropout = _spearman(np.array([j["dropout"] for j in judged]), error)
+    compared = np.array([j["dropout"] is not None for j in judged])
+    dropout = np.nan
+    if compared.any():
+        dropout = _spearman(np.array([j["dropout"] for j in judged if j["dropout"] is not None]), error[compared])
     seconds = np.array([[row["registration_s"], row["uncertainty_s"]] for row in rows if "registration_s" in row])
     ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
     sharp = float(np.median(p95) / np.median(error))
@@ -243,7 +309,12 @@ def _evaluated(rows: list[dict], arguments) -> int:
              ["seconds of the ensemble", float(np.median(seconds[:, 1]))], ["ratio", ratio]],
         )
     )  # fmt: skip
+    patients = len({row["patient"] for row, _ in _sound(rows)})
     bars = [
+        Bar("tumours", len(judged), 400),
+        Bar("patients", patients, 80),
+        Bar("tumours in the smallest stratum", min(int(which.sum()) for _, which in strata), 100),
+        Bar("spoiled pairs of each kind", min(len(found) for found in pairs.values()), 20),
         Bar("coverage of p95, least, %", 100 * held.mean(), 92.0),
         Bar("coverage of p95, most, %", 100 * held.mean(), 98.0, at_least=False),
         Bar("coverage in the worst stratum, %", min(100 * held[which].mean() for _, which in strata), 88.0),
@@ -257,10 +328,10 @@ def _evaluated(rows: list[dict], arguments) -> int:
         Bar("visibility told right at the true place", seeing[0][2], 0.95),
         Bar("ensemble over registration, s", ratio, 2.0, at_least=False),
     ]
-    patients = len({row["patient"] for row, _ in _sound(rows)})
     data = (
         f"{len(judged)} tumours of {patients} simulated patients (simulated MR, simulator {VERSION}), part "
-        f"{arguments.split} of splits.json; {sum(len(found) for found in pairs.values())} spoiled pairs. "
+        f"{arguments.split} of splits.json; {sum(len(found) for found in pairs.values())} spoiled pairs; "
+        f"code {' and '.join(sorted({row['code'] for row in rows}))}. Motion is what alignment leaves of it. "
         f"Calibration: {calibration.data}"
     )
     figures = {"judged": judged, "spoiled": spoiled, "reliability": reliability}
@@ -304,8 +375,6 @@ def _strata(judged: list[dict]) -> list[tuple[str, np.ndarray]]:
         for low, high in pairwise(edges):
             what = f"{name.removesuffix('_mm')} {max(low, 0):g} to {high:g} mm".replace(" to inf mm", " mm and above")
             found.append((what, (values >= low) & (values < high)))
-    looks = np.array([j["in_ct"] for j in judged])
-    found += [(f"{look} in the CT", looks == look) for look in ("invisible", "faint", "visible")]
     return [(name, which) for name, which in found if which.any()]
 
 
@@ -353,16 +422,23 @@ def _plots(reliability: list[tuple[float, float]], judged: list[dict], folder: P
 
 
 def _visibility(judged: list[dict]) -> list[list[object]]:
-    """Share told right, at the true place and where the registration puts the tumour; faint ones apart."""
+    """Share of the visible (contrast-to-noise at least 2) and invisible (0) tumours told right, at the true place and
+    where the registration puts them; of the faint ones, the share called visible.
+    """
     lines = []
     for place in ("true", "stated"):
-        right = []
+        right, faint = [], []
         for j in judged:
             seen = (j["visibility"] or {}).get(place)
-            if j["diameter_mm"] < 12 or seen is None or 0 < j["true_cnr"] < 2:
+            if j["diameter_mm"] < 12 or seen is None:
                 continue
-            right.append((abs(seen["cnr"]) >= VISIBLE_CNR) == (j["true_cnr"] >= 2))
-        lines.append([f"at the {place} place", len(right), float(np.mean(right)) if right else np.nan])
+            called = abs(seen["cnr"]) >= VISIBLE_CNR
+            if 0 < j["true_cnr"] < 2:
+                faint.append(called)
+            else:
+                right.append(called == (j["true_cnr"] >= 2))
+        for what, found in (("told right", right), ("faint, called visible", faint)):
+            lines.append([f"at the {place} place: {what}", len(found), float(np.mean(found)) if found else np.nan])
     return lines
 
 

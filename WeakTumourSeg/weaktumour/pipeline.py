@@ -104,12 +104,12 @@ PRESETS = {
     "balanced": Preset(
         2.5,
         RefinementSettings(),
-        {**_SECONDS, "refinement": 10},
+        {**_SECONDS, "refinement": 15},
     ),
     "thorough": Preset(
         2.0,
         RefinementSettings(levels=(Level(2, 16.0, 45), Level(1, 8.0, 30, every=2))),
-        {**_SECONDS, "refinement": 40},
+        {**_SECONDS, "refinement": 50},
     ),
 }
 

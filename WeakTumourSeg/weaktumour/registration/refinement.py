@@ -70,8 +70,8 @@ class RefinementSettings:
     follows its own features rather than the spine and ribs that it slides along.
     vessels: weight of the liver's vessels; 0 leaves them to MIND. liver_tissue, liver_pull: see
     `preparation.unlike_liver`. mind_*: see `mind_ssc`.
-    search_mm: shifts of up to so much are tried where nothing was predicted: round the liver, or, without MSCGUNet's
-    field, everywhere; 0 for none.
+    search_mm: shifts of up to about so much are tried where nothing was predicted: round the liver, or, without
+    MSCGUNet's field, everywhere; 0 for none.
     """
 
     levels: tuple[Level, ...] = (Level(2, 16.0, 30), Level(1, 10.0, 20))
@@ -313,7 +313,7 @@ class _Problem:
         predicted, pool = velocity.given is not None, self.settings.levels[0].pooling
         for step in (2 * pool, pool):
             reach = self.settings.search_mm if step > pool else min(self.settings.search_mm, _FINE_SEARCH_MM)
-            self._search(velocity, step, int(reach / (step * self.spacing)), keep_liver=predicted)
+            self._search(velocity, step, round(reach / (step * self.spacing)), keep_liver=predicted)
 
     def _search(self, velocity: _Velocity, pool: int, reach: int, *, keep_liver: bool) -> None:
         """Shifts of up to `reach` voxels of the lattice pooled by so much, told apart on the one that carries v."""

@@ -130,6 +130,14 @@ def _truth(case: Case, grid: Grid) -> np.ndarray | None:
     return np.where(tumour, 2, liver).astype(np.uint8)
 
 
+def not_shown(case: Case, grid: Grid) -> np.ndarray:
+    """(z, y, x) bool on a grid of the world: tumours that somebody put on the CT and that its image does not show."""
+    labels = labels_of(case, "ct_labels")
+    shown = shown_in_ct(case.ct, labels, grid)
+    hidden = [label.value for label in labels.tumours if label.value not in shown]
+    return _share(Volume(np.isin(labels.volume.array, hidden), case.ct.grid), grid) > 0
+
+
 def _grey_levels(scan: Scan, target: np.ndarray) -> np.ndarray:
     """A body without an atlas as a map of tissues: quantiles of its smoothed values, the liver and its tumours apart.
 

@@ -17,12 +17,12 @@ import torch
 
 from .. import pipeline
 from ..cases import Case
-from ..deformation import Affine
+from ..deformation import Affine, DisplacementField
 from ..labels import LIVER, TUMOUR, LabelMap
 from ..progress import Monitor
 from ..propagation import propagate_labels
-from ..registration.lesions import find_in_ct
-from ..registration.refinement import combine
+from ..registration.lesions import carried_roughly, corrected, find_in_ct
+from ..registration.refinement import Composed, combine
 from ..uncertainty.ensemble import VARIANTS, run_ensemble
 from ..volumes import Grid, Volume
 from .cohort import labels_of
@@ -84,7 +84,7 @@ def make_pseudo_labels(
         variants=VARIANTS[: settings.members], seed=seed, device=device, monitor=monitor,
     )  # fmt: skip
     for member in ensemble.transforms:
-        own = pipeline.in_world(combine(member.alignment, member.deformation, main.grid), inputs)
+        own = pipeline.in_world(_following(member, main, inputs), inputs)
         votes.append(classes_of(propagate_labels(labels, own, grid, monitor).labels, shown))
     probability = np.stack([np.mean([vote == value for vote in votes], axis=0) for value in range(3)])
     probability = probability.astype(np.float32)
@@ -92,6 +92,18 @@ def make_pseudo_labels(
     # Where the MRI has not looked, that nothing was carried there means nothing.
     confidence[~case.mr.grid.contains(field.transform_points(grid.points()))] = 0
     return PseudoLabels(carried, shown, probability, confidence)
+
+
+def _following(member: Composed, main: pipeline.Registered, inputs: pipeline.Inputs) -> DisplacementField:
+    """A member's transform in the CT's frame, its visible tumours moved to where the CT shows them, as in a run."""
+    transform = combine(member.alignment, member.deformation, main.grid)
+    if not main.seen:
+        return transform
+    straight, deformation = inputs.in_ct_frame(), member.deformation
+    codes, grid = carried_roughly(straight.labels, transform)
+    for tumour in find_in_ct(straight.ct, codes, grid, len(straight.labels.tumours)):
+        deformation = corrected(deformation, tumour)
+    return combine(member.alignment, deformation, main.grid)
 
 
 def confidence_of(classes: np.ndarray, probability: np.ndarray) -> np.ndarray:

@@ -43,7 +43,17 @@ from ..volumes import Grid, Volume, write_volume
 from . import loop, published
 from .cohort import Member, case_paths, labels_of
 from .config import Optimisation, RegistrationConfig, SegmentationConfig, read_config, write_config, write_text
-from .prepared import Pair, Prepared, prepare_member, read_arrays, read_pair, read_prepared, write_arrays, write_pair
+from .prepared import (
+    Pair,
+    Prepared,
+    not_shown,
+    prepare_member,
+    read_arrays,
+    read_pair,
+    read_prepared,
+    write_arrays,
+    write_pair,
+)
 from .pseudo_labels import make_pseudo_labels
 from .weak_config import MODES, Stage, WeakConfig
 from .weak_tasks import (
@@ -510,7 +520,9 @@ class _Run:
     ) -> None:
         grid = prepared.world_grid
         if member.corrected:
-            write_labels(folder, member.name, prepared.truth, (2,), np.ones(grid.shape, np.float32), grid, "corrected")
+            # A tumour that the image does not show is neither to be learnt nor to be called healthy liver.
+            confidence = (~not_shown(member.read(), grid)).astype(np.float32)
+            write_labels(folder, member.name, prepared.truth, (2,), confidence, grid, "corrected")
             return
         frame, settings = prepared.frame, self.config.labelling
         # The alignment is known.
