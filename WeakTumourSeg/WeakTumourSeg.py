@@ -443,6 +443,7 @@ class WeakTumourSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                     stages=tuple(stages),
                     seed=parameters.seed,
                     uncertainty=parameters.uncertainty if workerAccepts("uncertainty") else None,
+                    verdictMm=(parameters.localisedMm, parameters.approximateMm),
                     registrationModel=parameters.registrationModel,
                     segmentationModel=parameters.segmentationModel,
                     workingFolder=self.ui.workingFolderEdit.currentPath or None,

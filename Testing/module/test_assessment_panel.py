@@ -268,12 +268,14 @@ def test_position_regions_are_offered_nowhere_and_saved(assessed, slicer_host, t
     assert isHidden(regionsOf(assessed.resultPanel.node))
     assert ui.segmentEditorWidget.segmentationNode() is assessed.resultPanel.node
     ui.uncertaintyComboBox.setCurrentText("on")
+    ui.localisedSpinBox.value = 3.5
     gestures.click(ui.regionsCheckBox)
     path = slicer_host.save_scene(tmp_path / "scene.mrb")
     slicer_host.close_scene()
     slicer_host.load_scene(path)
     assert verdicts(assessed) == ["localised", "approximate"]
     assert ui.uncertaintyComboBox.currentText == "on"
+    assert (ui.localisedSpinBox.value, ui.approximateSpinBox.value) == (3.5, 10.0)
     assert not ui.regionsCheckBox.checked
     assert not any(shown(assessed))
     assert isHidden(regionsOf(assessed.resultPanel.node))
@@ -305,6 +307,9 @@ def test_the_uncertainty_is_chosen_and_explained(ready2, slicer_host, prepared, 
     assert len(tips) == 3
     assert all(tips)
     choices.setCurrentText("on")
+    assert (ready2.ui.localisedSpinBox.value, ready2.ui.approximateSpinBox.value) == (5.0, 10.0)
+    ready2.ui.localisedSpinBox.value, ready2.ui.approximateSpinBox.value = 4.0, 7.5
     gestures.click(ready2.ui.applyButton)
     complete(ready2, slicer_host, prepared)
-    assert json.loads((prepared / "request.json").read_text())["arguments"]["uncertainty"] == "on"
+    arguments = json.loads((prepared / "request.json").read_text())["arguments"]
+    assert (arguments["uncertainty"], arguments["verdict_mm"]) == ("on", "4,7.5")

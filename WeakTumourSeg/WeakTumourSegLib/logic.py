@@ -141,6 +141,7 @@ class RegistrationLogic:
         stages: tuple[str, ...] = STAGES,
         seed: int = 0,
         uncertainty: str | None = None,
+        verdictMm: tuple[float, float] | None = None,
         registrationModel: str | None = None,
         segmentationModel: str | None = None,
         workingFolder: str | Path | None = None,
@@ -152,9 +153,10 @@ class RegistrationLogic:
         """Carry the MRI's labels onto the CT; new nodes appear beside the CT, nothing else in the scene changes.
 
         segmentation: of the MRI; None: the network segments. ctLiver: a drawn liver on the CT. segmentationModel:
-        NO_MODEL looks for no liver. uncertainty: auto, on or off; None: as the engine likes. workingFolder: keeps the
-        result folder with its report. wait: return when all is done, otherwise at once. onResult is called once, when
-        the nodes can be used (run.isAssessing: their uncertainty is still to come), onFinished at the end.
+        NO_MODEL looks for no liver. uncertainty: auto, on or off; None: as the engine likes. verdictMm: the largest
+        p95 of a localised and of an approximate tumour. workingFolder: keeps the result folder with its report. wait:
+        return when all is done, otherwise at once. onResult is called once, when the nodes can be used
+        (run.isAssessing: their uncertainty is still to come), onFinished at the end.
 
         Raises InputError: inputs that cannot be run, before anything starts. Raises RunFailed, RunCancelled when
         waited for. In each of these cases the scene is as it was. An assessment of the uncertainty that is stopped or
@@ -190,6 +192,7 @@ class RegistrationLogic:
             "stages": ",".join(stages),
             "seed": seed,
             "uncertainty": uncertainty,
+            "verdict_mm": verdictMm and ",".join(f"{limit:g}" for limit in verdictMm),
             "registration_model": registrationModel or None,
             "segmentation_model": segmentationModel or None,
         }

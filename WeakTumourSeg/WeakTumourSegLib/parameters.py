@@ -24,6 +24,7 @@ class WeakTumourSegParameterNode:
     """Bound to the widgets of the .ui by their SlicerParameterName.
 
     registrationModel, segmentationModel: ids, empty for the default; segmentationModel "none": look for no liver.
+    localisedMm, approximateMm: the largest p95 of these verdicts.
     result: the run whose tumours are shown. showPositionRegions: where each of them may lie, as outlines.
     """
 
@@ -37,6 +38,8 @@ class WeakTumourSegParameterNode:
     useRefinement: bool = True
     seed: Annotated[int, WithinRange(0, LARGEST_SEED)] = 0
     uncertainty: Annotated[str, Choice(UNCERTAINTY)] = "auto"
+    localisedMm: Annotated[float, WithinRange(0.5, 50.0)] = 5.0
+    approximateMm: Annotated[float, WithinRange(0.5, 50.0)] = 10.0
     registrationModel: str = ""
     segmentationModel: str = ""
     result: vtkMRMLSegmentationNode
