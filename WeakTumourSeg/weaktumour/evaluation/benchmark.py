@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,6 +51,10 @@ class Plan:
             raise InputError(f"--methods: {', '.join(unknown) or 'none'}; choose from {', '.join(NAMES)}.")
         if self.processes < 1:
             raise InputError(f"--processes: {self.processes}; give 1 or more.")
+
+
+# What ends one task and not the others.
+_OF_ONE_TASK = (WeakTumourError, OSError, RuntimeError, ValueError)
 
 
 def run_benchmark(plan: Plan, report: Callable[[str], None] = print) -> list[Row]:
@@ -113,7 +118,8 @@ def _on_cluster(plan: Plan, tasks: Sequence[tuple[Plan, Patient, str]]) -> Itera
 # -- one task -----------------------------------------------------------------------------------------------------
 def _prepare(task: tuple[Plan, Patient, str]) -> None:
     plan, patient, _ = task
-    prepared(patient, plan.out / "cases")
+    with suppress(*_OF_ONE_TASK):  # the tasks of this patient will say so
+        prepared(patient, plan.out / "cases")
 
 
 def _task(task: tuple[Plan, Patient, str]) -> Row:
@@ -121,8 +127,8 @@ def _task(task: tuple[Plan, Patient, str]) -> Row:
     row: Row = {"patient": patient.name, "kind": patient.kind, "method": method, "key": _key(plan, patient, method)}
     try:
         row |= _measured(plan, patient, method)
-    except (InputError, WeakTumourError, TimeoutError, RuntimeError) as error:
-        row |= {"error": str(error)}
+    except _OF_ONE_TASK as error:
+        row |= {"error": str(error) or type(error).__name__}
     path = _row_path(plan, patient, method)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(json_ready(row), indent=1) + "\n", encoding="utf-8")
@@ -172,7 +178,8 @@ def _measured(plan: Plan, patient: Patient, method: str) -> Row:
 
 
 def carry_labels(labels: Volume, field: DisplacementField, grid: Grid) -> np.ndarray:
-    """MR labels on the CT grid: each label's indicator read linearly by SimpleITK, the largest share wins.
+    """MR labels on the CT grid: each label's indicator read linearly by SimpleITK; the one with more than half of a
+    voxel has it.
 
     One way for every method, so that transforms are compared and not resamplers.
     """
@@ -197,7 +204,13 @@ def carry_labels(labels: Volume, field: DisplacementField, grid: Grid) -> np.nda
 def _key(plan: Plan, patient: Patient, method: str) -> str:
     """What a row depends on: with another key it is made anew."""
     settings = asdict(PEER_SETTINGS[method]) if method in PEER_SETTINGS else engine()
-    return json.dumps([VERSION, patient.kind, patient.seed, method, settings], sort_keys=True)
+    if wants_affine(method):
+        settings["start"] = engine()
+    files = []
+    if patient.kind == "case":  # corrected in the meantime?
+        stats = [(path.name, path.stat()) for path in sorted(Path(patient.source).iterdir()) if path.is_file()]
+        files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return json.dumps([VERSION, patient.kind, patient.seed, method, settings, *files], sort_keys=True)
 
 
 def _row_path(plan: Plan, patient: Patient, method: str) -> Path:

@@ -131,7 +131,7 @@ def _notes(rows: list[dict], plan, options: dict[str, object]) -> list[str]:
         )
         notes.append(
             "Peers' settings, chosen on development patients (`Testing/benchmark/tune_peers.py`): "
-            f"{told}; otherwise the packages' defaults."
+            f"{told}; otherwise the packages' defaults, and for elastix those in `weaktumour/evaluation/peers.py`."
         )
     if any(not row.get("alone", True) for row in rows):
         notes.append(
