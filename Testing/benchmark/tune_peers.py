@@ -33,7 +33,7 @@ from weaktumour.cases import read_case
 from weaktumour.evaluation.benchmark import Plan, run_benchmark
 from weaktumour.evaluation.cohort import of_splits, phantoms
 from weaktumour.evaluation.measure import json_ready
-from weaktumour.evaluation.methods import PeerSettings, run_method
+from weaktumour.evaluation.methods import PeerSettings, engine, run_method
 from weaktumour.evaluation.metrics import evaluate_case
 from weaktumour.simulation import VERSION
 
@@ -100,7 +100,8 @@ def _arguments():
 def _tried(work: Path, patient: str, method: str, variant: str, settings: PeerSettings, threads: int) -> dict:
     """One row, made now or kept from before."""
     name = f"{patient}-{method}-{variant}".replace(" ", "_").replace(",", "")
-    path, asked = work / "tuning" / f"{name}.json", json_ready(asdict(settings))
+    path = work / "tuning" / f"{name}.json"
+    asked = json_ready({**asdict(settings), "simulator": VERSION, "start": engine()})
     if path.is_file():
         row = json.loads(path.read_text(encoding="utf-8"))
         if row["settings"] == asked:

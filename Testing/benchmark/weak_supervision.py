@@ -42,6 +42,7 @@ from weaktumour.cases import Case, read_case, write_case
 from weaktumour.deformation import Affine
 from weaktumour.errors import InputError
 from weaktumour.evaluation.measure import json_ready
+from weaktumour.evaluation.methods import engine
 from weaktumour.evaluation.metrics import centroid_error_mm, dice, equivalent_diameter_mm, surface_metrics
 from weaktumour.labels import components
 from weaktumour.models import ModelEntry
@@ -68,6 +69,7 @@ SETTINGS = {
     "adapt": {"steps": 100},
     "learn": {"steps": 300, "learning_rate": 5e-4},
     "unified": {"steps": 300, "learning_rate": 3e-4},
+    "labelling": {"members": 3},
     "published_unet": {"steps": 400},
     "published_joint": {"steps": 400},
     "published": {"network": {"widths": [16, 16, 32, 64, 128], "norm": "batch"}},
@@ -170,6 +172,10 @@ def what_counts(config: WeakConfig) -> dict:
     return {name: value for name, value in asdict(config).items() if name not in ("computing", "reporting", "cohort")}
 
 
+def _code() -> str:
+    return engine("training/*.py", "uncertainty/ensemble.py")["code"]
+
+
 class Fold:
     """One fold: its trainings and their figures, in FOLD/METHOD and FOLD/METHOD.json."""
 
@@ -192,7 +198,8 @@ class Fold:
             rows = []
             for name in self.parts["test"]:
                 row = self.measure(method, trained, read_case(self.work / "cohort" / name))
-                rows.append({"fold": self.number, "method": method, "patient": name, "training_s": seconds, **row})
+                made = {"fold": self.number, "method": method, "patient": name, "training_s": seconds, "code": _code()}
+                rows.append({**made, **row})
                 print(f"fold {self.number} {method} {name}: liver Dice {row['liver']:.3f}", flush=True)
             _write_whole(kept, {"made_with": made_with, "rows": json_ready(rows)})
         content = json.loads(kept.read_text(encoding="utf-8"))
@@ -370,7 +377,7 @@ def _reported(arguments: argparse.Namespace, work: Path, rows: list[dict], metho
     folds = sorted({row["fold"] for row in rows})
     data = (
         f"{patients} simulated patients (weak_supervision of splits.json, simulator {VERSION}), folds {folds} held "
-        f"out, steps times {arguments.scale:g}"
+        f"out, steps times {arguments.scale:g}; code {' and '.join(sorted({row['code'] for row in rows}))}"
     )
     if arguments.table:
         arguments.table.write_text(f"Data: {data}\n\n" + "\n\n".join(tables) + "\n", encoding="utf-8")
