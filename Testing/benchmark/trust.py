@@ -45,7 +45,8 @@ from weaktumour.volumes import read_volume
 _MAKES = ("ensemble", "evidence", "features")
 ROWS = Path(__file__).with_name("trust")
 CALIBRATION = REPOSITORY / "WeakTumourSeg" / "Resources" / "Models" / FILE
-DIAMETERS_MM, DEPTHS_MM, MOTIONS_MM = (15.0, 25.0), (15.0, 25.0), (2.5, 5.0)
+# About thirds of the calibration part.
+DIAMETERS_MM, DEPTHS_MM, MOTIONS_MM = (16.0, 25.0), (20.0, 26.0), (2.5, 4.5)
 
 
 def main() -> int:

@@ -24,10 +24,10 @@ from ..errors import ModelError
 
 SCHEMA = 1
 FILE = "uncertainty.json"
-# Those that the error is told from, chosen on the calibration part: with all of them the fit follows chance.
+# Those that the error is told from, chosen on the calibration part (`trust.py --choose`): with all of them the fit
+# follows chance.
 OF_THE_ERROR = (
-    "spread", "wander", "mind_offset", "mind_contrast", "vessel_contrast", "vessel_offset", "bending", "seen",
-    "seen_elsewhere", "depth", "gap_p90",
+    "vessel_contrast", "bending", "seen", "liver_vessel_correlation", "vessel_correlation", "outside",
 )  # fmt: skip
 DERIVED = ("seen_elsewhere",)
 LEVELS = tuple(round(0.05 * n, 2) for n in range(1, 20))
