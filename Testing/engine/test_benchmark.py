@@ -235,11 +235,12 @@ def test_goals_are_told_by_what_was_found():
         "liver HD95 mm": 3.0,
         "liver folds": 0,
         "SDlogJ": 0.3,
+        "SDlogJ liver": 0.2,
         "failures": 0,
         "peak MB": 1500.0,
         "s": 10.0,
     }
-    peers = {"convexadam": {**reached, "tumour error mm": 2.5, "s": 20.0, "SDlogJ": 0.6},
+    peers = {"convexadam": {**reached, "tumour error mm": 2.5, "s": 20.0, "SDlogJ": 0.6, "SDlogJ liver": 0.1},
              "syn": {**reached, "tumour error mm": 2.2}}  # fmt: skip
     told = {
         cells[1].strip(): (float(cells[2]), cells[4].strip())
@@ -249,6 +250,33 @@ def test_goals_are_told_by_what_was_found():
     assert told["tumour error p90 mm"] == (5.0, "**MISSED**")
     assert told["tumour error over that of syn"] == (pytest.approx(1 / 2.2, abs=1e-3), "met")
     assert told["volume ratio p10"] == (0.7, "**MISSED**")
-    assert told["s over ConvexAdam's"] == (0.5, "met")
-    assert told["SDlogJ over ConvexAdam's"] == (0.5, "met")
+    assert told["s over that of convexadam"] == (0.5, "met")
+    assert told["SDlogJ over that of convexadam"] == (0.5, "met")
+    assert told["SDlogJ in the liver over that of convexadam"] == (2.0, "**MISSED**")
+    assert "s over" not in tables.bars({"ours": reached, **peers}, timed=False)
     assert tables.bars({"ours": reached}) == tables.bars(peers) == ""
+
+
+def test_a_case_that_cannot_be_read_ends_its_own_tasks_alone(tmp_path, monkeypatch):
+    def broken(patient, folder):
+        if patient.seed == 1:
+            raise OSError("the disk is gone")
+        raise ValueError("what the method says")
+
+    monkeypatch.setattr(benchmark, "prepared", broken)
+    patients = (cohort.Patient("phantom-1", "phantom", 1), cohort.Patient("phantom-2", "phantom", 2))
+    rows = benchmark.run_benchmark(benchmark.Plan(patients, ("affine",), tmp_path / "out"), report=lambda text: None)
+    assert {row["patient"]: row["error"] for row in rows} == {
+        "phantom-1": "the disk is gone", "phantom-2": "what the method says",
+    }  # fmt: skip
+
+
+def test_a_cohorts_rows_belong_to_its_files(tmp_path):
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "ct_labels.nii.gz").write_bytes(b"before")
+    patient = cohort.Patient("a", "case", source=str(tmp_path / "case"))
+    plan = benchmark.Plan((patient,), ("affine",), tmp_path / "out")
+    before = benchmark._key(plan, patient, "affine")
+    assert benchmark._key(plan, patient, "affine") == before
+    (tmp_path / "case" / "ct_labels.nii.gz").write_bytes(b"corrected")
+    assert benchmark._key(plan, patient, "affine") != before
