@@ -140,10 +140,11 @@ def _notes(rows: list[dict], plan, options: dict[str, object]) -> list[str]:
         )
     if any(p.kind != "case" for p in plan.patients):
         notes.append(
-            "What the simulation lacks: sliding of organs on each other, contrast agents' inhomogeneous uptake, ghosts "
-            "of breathing, susceptibility and chemical-shift displacement, tumours that deform their surroundings or "
-            "change between the scans, cirrhotic texture, and the variety of real scanners. Figures from simulated MR "
-            "do not carry over to patients."
+            "What the simulation lacks: sliding of organs on each other, stiff ribs (they follow the random "
+            "deformation and a fifth of the breathing), contrast agents' inhomogeneous uptake, ghosts of breathing, "
+            "susceptibility and chemical-shift displacement, tumours that deform their surroundings or change between "
+            "the scans, cirrhotic texture, and the variety of real scanners. Figures from simulated MR do not carry "
+            "over to patients."
         )
     return notes
 
