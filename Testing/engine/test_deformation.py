@@ -104,6 +104,23 @@ def test_velocity_integration_is_invertible_and_matches_a_rotation():
     assert there_and_back[inner].abs().max() < 0.05
 
 
+@pytest.mark.parametrize("shape", [(5, 9, 7), (1, 6, 8), (6, 1, 1)])
+def test_the_sampler_is_sample_with_its_gradient(shape, monkeypatch):
+    """More points than one chunk, some beyond the image, where nothing depends on them."""
+    monkeypatch.setattr(deformation, "_CHUNK_ROWS", 64)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand((1, 4, *shape), generator=generator)
+    size = torch.tensor(shape[::-1])[:, None]
+    points = ((size + 3) * torch.rand((3, 500), generator=generator) - 2).requires_grad_()
+    slope = torch.rand((500, 4), generator=generator)
+    expected = deformation.sample(image, points[None, :, None, None])[0, :, 0, 0].t()
+    found = deformation.Sampler(image)(points)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    gradients = [torch.autograd.grad((values * slope).sum(), points)[0] for values in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=0)
+    assert gradients[0].abs().max() > 0.1
+
+
 @pytest.mark.parametrize("shape", [(5, 7, 9), (1, 6, 5), (8, 3, 2)])
 def test_sample_does_not_depend_on_the_number_of_threads(shape):
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from .errors import InputError
 from .volumes import Grid
 
 _CHUNK_POINTS = 2_000_000
+_CHUNK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,70 @@ def sample(image: torch.Tensor, coordinates: torch.Tensor, *, padding: str = "bo
     if slabs > 1:
         result = result.unflatten(0, (batch, slabs)).transpose(1, 2).flatten(2, 3)[:, :, :depth]
     return result
+
+
+class Sampler:
+    """An image (1, c, z, y, x) of many channels to be read again and again at single points, clamped to the image.
+
+    The same as `sample` with padding "border", whose channels are far apart in memory: on the CPU this is several times
+    as fast. Gradients reach the points alone.
+    """
+
+    def __init__(self, image: torch.Tensor) -> None:
+        self._image, self._rows = image, None
+        if image.device.type == "cpu":
+            self._image, self._rows = None, image[0].flatten(1).t().contiguous()
+            self._shape = tuple(image.shape[2:])
+
+    def __call__(self, points: torch.Tensor) -> torch.Tensor:
+        """points (3, n), voxel coordinates x, y, z -> (n, c)."""
+        if self._rows is None:
+            return sample(self._image, points[None, :, None, None])[0, :, 0, 0].t()
+        return _Trilinear.apply(points, self._rows, self._shape)
+
+
+class _Trilinear(torch.autograd.Function):
+    """Weighted sums of eight rows each, a chunk of points at a time, which the processor's cache holds."""
+
+    @staticmethod
+    def forward(ctx, points: torch.Tensor, rows: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+        size = torch.tensor(shape[::-1], dtype=points.dtype)[:, None]
+        clamped = torch.minimum(points.clamp(min=0), size - 1)
+        low = torch.minimum(clamped.floor(), (size - 2).clamp(min=0))
+        strides = (1, shape[2], shape[1] * shape[2])  # x, y, z, in rows
+        first = sum(stride * part for stride, part in zip(strides, low.int(), strict=True))
+        x, y, z = (stride * int(n > 1) for stride, n in zip(strides, size, strict=True))
+        corners = torch.tensor([[[k + j + i for i in (0, x)] for j in (0, y)] for k in (0, z)]).flatten().int()
+        share = clamped - low  # of the higher neighbour along x, y, z
+        ctx.save_for_backward(first, corners, share, clamped == points, rows)
+        values = rows.new_empty((points.shape[1], rows.shape[1]))
+        for chunk in _chunks(len(values)):
+            x, y, z = torch.stack((1 - share[:, chunk], share[:, chunk]), 1)
+            weights = (z[:, None, None] * y[:, None] * x).flatten(0, 2).t().contiguous()
+            index = first[chunk, None] + corners
+            values[chunk] = F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+        return values
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        first, corners, share, inside, rows = ctx.saved_tensors
+        gradient = torch.empty_like(share)
+        for chunk in _chunks(len(slope)):
+            values = rows.index_select(0, (first[chunk, None] + corners).flatten()).unflatten(0, (-1, 8))
+            at_corners = torch.bmm(values, slope[chunk, :, None])[..., 0].t().reshape(2, 2, 2, -1)  # z, y, x
+            x, y, z = share[:, chunk]
+            without_x = torch.lerp(at_corners[:, :, 0], at_corners[:, :, 1], x)
+            without_y = torch.lerp(at_corners[:, 0], at_corners[:, 1], y)
+            along_y, along_z = without_x[:, 1] - without_x[:, 0], without_x[1] - without_x[0]
+            along_x = without_y[:, 1] - without_y[:, 0]
+            gradient[0, chunk] = torch.lerp(along_x[0], along_x[1], z)
+            gradient[1, chunk] = torch.lerp(along_y[0], along_y[1], z)
+            gradient[2, chunk] = torch.lerp(along_z[0], along_z[1], y)
+        return gradient.mul_(inside), None, None
+
+
+def _chunks(total: int) -> Iterator[slice]:
+    return (slice(first, first + _CHUNK_ROWS) for first in range(0, total, _CHUNK_ROWS))
 
 
 def warp(image: torch.Tensor, displacement: torch.Tensor, *, padding: str = "border") -> torch.Tensor:

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..deformation import Affine, DisplacementField, compose, integrate, jacobian_determinant, sample, warp
+from ..deformation import Affine, DisplacementField, Sampler, compose, integrate, jacobian_determinant, sample, warp
 from ..progress import Monitor
 from ..volumes import Grid
 from .prediction import Predicted
@@ -424,15 +424,11 @@ class _Comparison:
         z, y, x = torch.meshgrid(*(torch.arange(n, device=problem.device) for n in weight.shape[2:]), indexing="ij")
         place = z + 3 * y + 5 * x
         taken = torch.where(near[0, 0], place % every == 0, place % (every * _SPARSE) == 0)
-        chosen = ((weight[0, 0] > 0.05) & taken).reshape(-1).nonzero()[:, 0]
-        # sample() shares points out over threads along the first axis.
-        threads = torch.get_num_threads() if problem.device.type == "cpu" else 1
-        self.points = chosen[: len(chosen) // threads * threads]
-        self.layout = (threads, 1, len(self.points) // threads)
+        self.points = ((weight[0, 0] > 0.05) & taken).reshape(-1).nonzero()[:, 0]
         self.start = torch.stack((x, y, z)).reshape(3, -1)[:, self.points].float()
         multiplicity = every * torch.where(near.reshape(-1)[self.points], 1.0, float(_SPARSE))
         self.fixed_weight = self._at_points(weight)[0] * multiplicity
-        self.fixed_features = self._at_points(pooled(problem.fixed_features))
+        self.fixed_features = self._at_points(pooled(problem.fixed_features)).t().contiguous()
         self.unlike = self._at_points(pooled(problem.unlike))[0] * multiplicity
         channels = [problem.moving_features, problem.moving_weight, problem.liver_known, problem.liver]
         self.surface = None
@@ -441,7 +437,7 @@ class _Comparison:
             self.surface = self._at_points(pooled(known))[0]
             self.surface_weight = self.fixed_weight * self._at_points(pooled(problem.surface_known))[0]
             channels.append(moving)
-        self.moving = pooled(torch.cat(channels, 1))
+        self.moving = Sampler(pooled(torch.cat(channels, 1)))
 
     def _at_points(self, image: torch.Tensor) -> torch.Tensor:
         return image.reshape(image.shape[1], -1)[:, self.points]
@@ -450,10 +446,10 @@ class _Comparison:
         """displacement on the pooled lattice -> summed cost, summed weight."""
         s = self.settings
         place = self.start + self._at_points(displacement_mm) / self.spacing
-        values = sample(self.moving, place.reshape(1, 3, *self.layout))[0].reshape(self.moving.shape[1], -1)
-        features, others = values[: len(self.fixed_features)], values[len(self.fixed_features) :]
+        features, others = self.moving(place).tensor_split([self.fixed_features.shape[1]], dim=1)
+        others = others.unbind(1)
         weight = self.fixed_weight * others[0].detach()
-        difference = (features - self.fixed_features).square().mean(0)
+        difference = (features - self.fixed_features).square().mean(1)
         # Where an image ends, nothing is known of its liver.
         known = others[1].detach()
         cost = (weight * difference).sum() + s.liver_tissue * (known * self.unlike * others[2]).sum()
