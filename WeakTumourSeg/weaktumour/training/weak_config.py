@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import InputError
-from ..uncertainty.ensemble import VARIANTS
 from .config import Computing, Optimisation, Reporting, at_least, one_of, positive
 
 MODES = ("pretrain", "sequential", "unified", "published")
@@ -94,6 +93,8 @@ class Labelling:
 
     def __post_init__(self) -> None:
         at_least(self, members=1)
+        from ..uncertainty.ensemble import VARIANTS  # here: it brings torch, which `weaktumour --help` does without
+
         if self.members > len(VARIANTS):
             raise InputError(f"Configuration: members is {self.members}; give at most {len(VARIANTS)}.")
 
