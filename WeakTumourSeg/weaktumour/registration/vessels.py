@@ -39,18 +39,20 @@ def standing_out(scan: Scan) -> np.ndarray | None:
         inside &= scan.lesion_distance_mm > _LESION_MM
     if int(inside.sum()) < _FEWEST_VOXELS:
         return None
-    weight, spacing = inside.astype(np.float32), scan.grid.spacing[0]
+    spacing = scan.grid.spacing[0]
+    box = _around(inside, _kernel_radius(_COARSE_MM / spacing))
+    weight, value = inside[box].astype(np.float32), scan.value[box]
 
     def smoothed(sigma_mm: float) -> np.ndarray:
         # Normalised convolution: what lies outside has no say.
-        return _gauss(scan.value * weight, sigma_mm / spacing) / np.maximum(_gauss(weight, sigma_mm / spacing), 1e-3)
+        return _gauss(value * weight, sigma_mm / spacing) / np.maximum(_gauss(weight, sigma_mm / spacing), 1e-3)
 
-    contrast = (smoothed(_FINE_MM) - smoothed(_COARSE_MM))[inside]
+    contrast = (smoothed(_FINE_MM) - smoothed(_COARSE_MM))[inside[box]]
     contrast -= np.median(contrast)
     spread = 1.4826 * float(np.median(np.abs(contrast)))
     if spread < 1e-6:
         return None
-    result = np.zeros((2, *weight.shape), dtype=np.float32)
+    result = np.zeros((2, *inside.shape), dtype=np.float32)
     for side, sign in enumerate((1.0, -1.0)):
         found = sign / spread * contrast - _NOISE
         result[side][inside] = np.clip(found / max(float(np.percentile(found, 99.5)), _LEAST_RANGE), 0, 1)
@@ -93,8 +95,20 @@ def agreeing_sides(fixed: torch.Tensor, moving: torch.Tensor, spacing_mm: float)
     return sides // 2, sides % 2, float(best[sides])
 
 
+def _around(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """The box round what is set, so many voxels wider at each face."""
+    index = np.argwhere(mask)
+    return tuple(
+        slice(max(0, low - margin), high + 1 + margin) for low, high in zip(index.min(0), index.max(0), strict=True)
+    )
+
+
+def _kernel_radius(sigma: float) -> int:
+    return int(np.ceil(3 * sigma))
+
+
 def _gauss(array: np.ndarray, sigma: float) -> np.ndarray:
     """sigma in voxels."""
-    width = 2 * int(np.ceil(3 * sigma)) + 1
+    width = 2 * _kernel_radius(sigma) + 1
     image = sitk.DiscreteGaussian(sitk.GetImageFromArray(np.ascontiguousarray(array, np.float32)), sigma**2, width)
     return sitk.GetArrayFromImage(image)
