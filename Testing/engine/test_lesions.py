@@ -89,7 +89,7 @@ def test_a_correction_moves_the_tumour_stiffly_and_folds_nothing():
 def test_the_pipeline_follows_what_can_be_seen(tmp_path: Path, monkeypatch):
     """Tumours plain in the CT: closer with the correction than without, and the run says what it did."""
     case = simulate_patient(
-        1, tumour_diameters_mm=(30.0, 22.0), ct_spacing_mm=2.5, mr_spacing_mm=(2.5, 2.5, 4.0), anatomy_spacing_mm=2.5,
+        3, tumour_diameters_mm=(30.0, 22.0), ct_spacing_mm=2.5, mr_spacing_mm=(2.5, 2.5, 4.0), anatomy_spacing_mm=2.5,
         tumours_in_ct="visible", mr_protocol="T1 hepatobiliary", ct_phase="portal venous", breathing_mm=-18.0,
         ct_noise_hu=8.0, mr_noise=0.03, needle=False, mr_extent_mm=(320.0, 240.0, 200.0),
     )  # fmt: skip
