@@ -114,7 +114,10 @@ def test_the_sampler_is_sample_with_its_gradient(shape, monkeypatch):
     points = ((size + 3) * torch.rand((3, 500), generator=generator) - 2).requires_grad_()
     slope = torch.rand((500, 4), generator=generator)
     expected = deformation.sample(image, points[None, :, None, None])[0, :, 0, 0].t()
-    found = deformation.Sampler(image)(points)
+    sampler = deformation.Sampler(image)
+    found = sampler(points)
+    sampler._image, sampler._rows = image, None  # as on a GPU
+    assert torch.equal(sampler(points), expected)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     gradients = [torch.autograd.grad((values * slope).sum(), points)[0] for values in (found, expected)]
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=0)

@@ -10,6 +10,7 @@ import torch
 
 from weaktumour.deformation import Affine
 from weaktumour.progress import Monitor
+from weaktumour.registration import vessels
 from weaktumour.registration.preparation import Scan
 from weaktumour.registration.refinement import RefinementSettings, refine
 from weaktumour.registration.vessels import agreeing_sides, standing_out
@@ -82,6 +83,20 @@ def test_lesions_do_not_stand_out():
     assert standing_out(bright)[0][x < -3].mean() > 0.3
     told = standing_out(replace(bright, lesion_distance_mm=x.astype(np.float32)))
     assert not told[:, x < 2].any()
+
+
+def test_only_the_livers_surroundings_are_smoothed(monkeypatch):
+    """With the same result as if all of the image were: what a smoothing can see lies in the box."""
+    livers = scan(0.2, 0.04, 0)
+    # So small that the box ends inside the image.
+    livers = replace(livers, liver_distance_mm=(livers.liver_distance_mm + 27.0).astype(np.float32))
+    seen = []
+    smooth = vessels._gauss
+    monkeypatch.setattr(vessels, "_gauss", lambda array, sigma: seen.append(array.shape) or smooth(array, sigma))
+    in_box = standing_out(livers)
+    assert all(box < whole for box, whole in zip(seen[0], SHAPE, strict=True))
+    monkeypatch.setattr(vessels, "_around", lambda mask, margin: (slice(None),) * 3)
+    np.testing.assert_allclose(in_box, standing_out(livers), atol=1e-5)
 
 
 def test_without_a_liver_there_is_nothing_to_say():
