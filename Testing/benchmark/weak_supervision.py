@@ -1,6 +1,6 @@
 """What weak supervision is worth: labels on MRIs alone, CTs of the same simulated patients, cross-validated.
 
-    python Testing/benchmark/weak_supervision.py --keep DIR [--fold K] [--methods LIST] [--scale X] [--out FILE.json]
+    python Testing/benchmark/weak_supervision.py --keep DIR [--fold K] [--methods LIST] [--scale X] [--table FILE.md]
 
 The patients are `weak_supervision` of splits.json: 24 in 4 folds. Each method learns from three folds' MRIs with their
 labels and the same patients' CTs without, and is measured on the CTs of the fourth:
@@ -17,10 +17,11 @@ propagation: that network has seen more than this cohort. Our UNets' answers are
 as in the product; the published one's is a raw argmax, as published.
 
 Of each: the liver and the tumours that its UNet finds in the CT, what that UNet claims where the CT shows nothing, and
-the MRI's labels as propagated with its networks. With --keep, what is done is not done again (fold by fold and method
-by method; a training that was stopped goes on): to use two cores, start it once for each of two folds, then once
-without --fold for the table. --scale multiplies all numbers of steps; --settings names a JSON file of settings. Figures
-that were made with other settings are refused; --smoke keeps to DIR/smoke.
+the MRI's labels as propagated with its networks. To use two cores, start it once for each of two folds, then once
+without --fold for the table. With --keep, a training that was stopped goes on. Finished figures go to
+`Testing/benchmark/weak_supervision` (--rows) and are not made again, so that the experiment can take several sessions;
+the four methods that share a fold's start go there together. --scale multiplies all numbers of steps; --settings names
+a JSON file of settings. Figures that were made with other settings are refused; --smoke keeps to DIR/smoke.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from common import Bar, Volume, markdown_table, parser, report, run_script, use_
 from weaktumour import models, pipeline
 from weaktumour.cases import Case, read_case, write_case
 from weaktumour.deformation import Affine
+from weaktumour.devices import cpu_computes_in_bfloat16
 from weaktumour.errors import InputError
 from weaktumour.evaluation.measure import json_ready
 from weaktumour.evaluation.methods import engine
@@ -58,21 +60,25 @@ from weaktumour.training.weak_config import WeakConfig
 from weaktumour.volumes import Grid
 
 METHODS = ("shipped", "start", "published", "sequential", "unified", "corrected")
+TOGETHER = (("shipped",), ("published",), ("start", "sequential", "unified", "corrected"))
+ROWS = Path(__file__).with_name("weak_supervision")
 STAGES = ("pretrain", "adapt", "learn", "unified", "published_unet", "published_joint")
 CORRECTED = 4  # patients
-# Sized for two cores: hours, not days. The published UNet has our widths, since with its own (32 to 512) a step takes a
-# minute here.
+# Sized for two cores: hours, not days. Patches are half of what `train` takes by default; the published networks see
+# volumes of about that size, and the published UNet has our widths, since with its own (32 to 512 channels on
+# 32 x 128 x 128 voxels) a step takes a minute here.
 SETTINGS = {
-    "computing": {"accelerator": "cpu", "precision": "bf16-mixed"},
+    "computing": {"accelerator": "cpu", "precision": "bf16-mixed" if cpu_computes_in_bfloat16() else "32-true"},
     "reporting": {"validate_every": 1000, "validation_cases": 2},
     "pretrain": {"steps": 600, "learning_rate": 2e-3},
-    "adapt": {"steps": 100},
+    "adapt": {"steps": 60},
     "learn": {"steps": 300, "learning_rate": 5e-4},
-    "unified": {"steps": 300, "learning_rate": 3e-4},
+    "unified": {"steps": 200, "learning_rate": 3e-4},
+    "segmenting": {"voxels": 256_000},
     "labelling": {"members": 3},
     "published_unet": {"steps": 400},
     "published_joint": {"steps": 400},
-    "published": {"network": {"widths": [16, 16, 32, 64, 128], "norm": "batch"}},
+    "published": {"shape": [24, 96, 96], "network": {"widths": [16, 16, 32, 64, 128], "norm": "batch"}},
 }
 SMOKE = {
     "reporting": {"validate_every": 1000, "validation_cases": 1},
@@ -104,11 +110,16 @@ def main() -> int:
     with work_folder(arguments) as kept:
         work = kept / "smoke" if arguments.smoke else kept  # coarse patients and few steps, under the same names
         work.mkdir(exist_ok=True)
-        names = [_patient(work / "cohort", seed, arguments.smoke) for seed in seeds]
+        names = [_name(seed) for seed in seeds]
         parts = [{"train": [n for i, n in enumerate(names) if i % count != k], "test": names[k::count]}
                  for k in range(count)]  # fmt: skip
         _write_whole(work / "folds.json", {"folds": parts})
-        rows = [row for k in folds for method in methods for row in Fold(arguments, work, k, parts[k]).measured(method)]
+        parted = [Fold(arguments, work, k, parts[k]) for k in folds]
+        if not all(fold.has(method) for fold in parted for method in methods):
+            first = folds[0] * len(seeds) // count  # processes for different folds begin with different patients
+            for seed in (*seeds[first:], *seeds[:first]):
+                _patient(work / "cohort", seed, arguments.smoke)
+        rows = [row for fold in parted for method in methods for row in fold.measured(method)]
         return _reported(arguments, work, rows, methods, len(seeds))
 
 
@@ -119,6 +130,7 @@ def _arguments() -> argparse.Namespace:
     command.add_argument("--fold", type=int, metavar="K", help="this fold alone, from 0 (default: all)")
     command.add_argument("--scale", type=float, default=1.0, help="times the number of steps (default: 1)")
     command.add_argument("--settings", type=Path, help="JSON file with settings of `train weak` to change")
+    command.add_argument("--rows", type=Path, default=ROWS, metavar="DIR", help="finished figures (default: beside us)")
     command.add_argument("--table", type=Path, metavar="FILE.md", help="write the tables to this file as well")
     return command.parse_args()
 
@@ -131,9 +143,13 @@ def _methods(arguments: argparse.Namespace) -> list[str]:
     return methods
 
 
-def _patient(cohort: Path, seed: int, smoke: bool) -> str:
-    """The name of a patient's case folder, which is made once."""
-    name = f"v{VERSION}-{seed}"
+def _name(seed: int) -> str:
+    return f"v{VERSION}-{seed}"
+
+
+def _patient(cohort: Path, seed: int, smoke: bool) -> None:
+    """A patient's case folder, which is made once."""
+    name = _name(seed)
     if not (cohort / name / "case.json").exists():
         coarse = {"ct_spacing_mm": 5.0, "mr_spacing_mm": 5.0, "anatomy_spacing_mm": 2.5} if smoke else {}
         partial = cohort.with_name(f"{name}.{os.getpid()}.partial")
@@ -143,7 +159,6 @@ def _patient(cohort: Path, seed: int, smoke: bool) -> str:
             partial.rename(cohort / name)
         except OSError:  # another process, for another fold, was faster
             shutil.rmtree(partial)
-    return name
 
 
 def _write_whole(path: Path, content: object) -> None:
@@ -177,39 +192,61 @@ def _code() -> str:
 
 
 class Fold:
-    """One fold: its trainings and their figures, in FOLD/METHOD and FOLD/METHOD.json."""
+    """One fold: its trainings in FOLD/METHOD, their figures in FOLD/METHOD.json, finished ones in ROWS/FOLD."""
 
     def __init__(self, arguments: argparse.Namespace, work: Path, number: int, parts: dict[str, list[str]]) -> None:
         self.arguments, self.work, self.number, self.parts = arguments, work, number, parts
         self.folder = work / f"fold-{number}"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.rows = (work / "rows" if arguments.smoke else arguments.rows) / self.folder.name
         self.config = settings(arguments)
 
     def measured(self, method: str) -> list[dict]:
         """One row for each patient held out. Made once. Raises InputError: it was made with other settings."""
-        kept = self.folder / f"{method}.json"
-        made_with = json_ready(
-            {"simulator": VERSION, "patients": self.parts["test"], "settings": what_counts(self.config)}
-        )
+        kept = self._kept(method)
         if not kept.exists():
-            begun = time.monotonic()
-            trained = self.train(method)
-            seconds = time.monotonic() - begun
-            rows = []
-            for name in self.parts["test"]:
-                row = self.measure(method, trained, read_case(self.work / "cohort" / name))
-                made = {"fold": self.number, "method": method, "patient": name, "training_s": seconds, "code": _code()}
-                rows.append({**made, **row})
-                print(f"fold {self.number} {method} {name}: liver Dice {row['liver']:.3f}", flush=True)
-            _write_whole(kept, {"made_with": made_with, "rows": json_ready(rows)})
+            _write_whole(kept, {"made_with": self._made_with(), "rows": json_ready(self._rows(method))})
         content = json.loads(kept.read_text(encoding="utf-8"))
         former = content.get("made_with") if isinstance(content, dict) else None
-        if former != json.loads(json.dumps(made_with)):
+        if former != json.loads(json.dumps(self._made_with())):
             which, remedy = "other", "give --scale and --settings as then, or another folder"
             if former is None:
                 which, remedy = "unknown", "delete it, and the training that is kept is measured anew"
-            raise InputError(f"--keep: {kept} was made with {which} settings; {remedy}.")
+            raise InputError(f"{kept} was made with {which} settings; {remedy}.")
+        self._finish(next(group for group in TOGETHER if method in group))
         return content["rows"]
+
+    def has(self, method: str) -> bool:
+        """Whether its figures are there already."""
+        return self._kept(method).exists()
+
+    def _made_with(self) -> dict:
+        return json_ready({"simulator": VERSION, "patients": self.parts["test"], "settings": what_counts(self.config)})
+
+    def _kept(self, method: str) -> Path:
+        finished = self.rows / f"{method}.json"
+        return finished if finished.exists() else self.folder / f"{method}.json"
+
+    def _finish(self, group: tuple[str, ...]) -> None:
+        """Figures of one start belong together: a UNet that is trained again need not be the same."""
+        if all((self.folder / f"{method}.json").exists() for method in group):
+            self.rows.mkdir(parents=True, exist_ok=True)
+            for method in group:
+                content = json.loads((self.folder / f"{method}.json").read_text(encoding="utf-8"))
+                _write_whole(self.rows / f"{method}.json", content)
+
+    def _rows(self, method: str) -> list[dict]:
+        begun = time.monotonic()
+        trained = self.train(method)
+        seconds = time.monotonic() - begun
+        made = {"fold": self.number, "method": method, "training_s": seconds, "code": _code(),
+                "precision": self.config.computing.precision}  # fmt: skip
+        rows = []
+        for name in self.parts["test"]:
+            row = self.measure(method, trained, read_case(self.work / "cohort" / name))
+            rows.append({**made, "patient": name, **row})
+            print(f"fold {self.number} {method} {name}: liver Dice {row['liver']:.3f}", flush=True)
+        return rows
 
     # -- training -----------------------------------------------------------------------------------------------
     def train(self, method: str) -> dict[str, ModelEntry]:

@@ -23,7 +23,7 @@ from weaktumour.networks.mscgunet import Prediction
 from weaktumour.simulation import tissue_maps
 from weaktumour.simulation.contrast import TISSUE_NAMES
 from weaktumour.simulation.tissue_maps import LIVER_TISSUES, SPACING_MM, TissueMap
-from weaktumour.training import anatomies, command, synthesis
+from weaktumour.training import anatomies, command, loop, synthesis
 from weaktumour.training.config import (
     Computing,
     Data,
@@ -614,6 +614,19 @@ def test_training_begins_with_an_installed_model(imported, sources, tmp_path):
     one, other = (torch.load(path, weights_only=True) for path in (straight, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert any(not torch.allclose(one[name], known[name], atol=1e-3) for name in one)
+
+
+def test_a_cpu_that_only_imitates_bfloat16_is_told(sources, tmp_path, monkeypatch, capsys):
+    """And the precision can be changed on the way, as the sentence says."""
+    config = replace(SEGMENTATION, computing=replace(SEGMENTATION.computing, precision="bf16-mixed"))
+    for made_for_it in (True, False):
+        monkeypatch.setattr(loop, "cpu_computes_in_bfloat16", lambda made_for_it=made_for_it: made_for_it)
+        train(Segmentation(config, sources), config, tmp_path / str(made_for_it), until=1)
+        assert ("does not compute in bfloat16" in capsys.readouterr().out) is not made_for_it
+    train(Segmentation(SEGMENTATION, sources), SEGMENTATION, tmp_path / "False", until=2)
+    said = capsys.readouterr().out
+    assert "resumed at step 1" in said
+    assert "bfloat16" not in said
 
 
 def test_what_a_model_began_with_stays_on_record(imported, sources, upper_abdomens, tmp_path, monkeypatch, capsys):

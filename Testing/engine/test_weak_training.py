@@ -794,30 +794,52 @@ def test_a_wrong_setting_is_one_sentence(settings, sentence, cohort, tmp_path, c
     assert not (tmp_path / "o").exists()  # which would refuse the corrected command
 
 
-def test_kept_figures_of_other_settings_are_refused(tmp_path, monkeypatch):
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """Makes one fold of weak_supervision.py whose trainings are noted in `.trained` and give made-up figures."""
     monkeypatch.syspath_prepend(str(ROOT.parent / "Testing/benchmark"))
     import weak_supervision
 
-    def fold(scale: float, settings: Path | None = None, patients: tuple[str, ...] = ("p",)):
-        arguments = argparse.Namespace(scale=scale, settings=settings, smoke=False)
-        return weak_supervision.Fold(arguments, tmp_path, 0, {"train": ["q"], "test": list(patients)})
+    def fold(
+        scale: float = 1.0, settings: Path | None = None, patients: tuple[str, ...] = ("p",), work: str = "work"
+    ) -> weak_supervision.Fold:
+        arguments = argparse.Namespace(scale=scale, settings=settings, smoke=False, rows=tmp_path / "rows")
+        return weak_supervision.Fold(arguments, tmp_path / work, 0, {"train": ["q"], "test": list(patients)})
 
-    trained = []
-    monkeypatch.setattr(weak_supervision.Fold, "train", lambda self, method: trained.append(method))
+    fold.trained = []
+    monkeypatch.setattr(weak_supervision.Fold, "train", lambda self, method: fold.trained.append(method))
     monkeypatch.setattr(weak_supervision.Fold, "measure", lambda self, *_: {"liver": 0.9})
     monkeypatch.setattr(weak_supervision, "read_case", lambda folder: None)
-    (row,) = fold(1.0).measured("sequential")
-    assert (row["liver"], row["patient"], trained) == (0.9, "p", ["sequential"])
-    assert fold(1.0).measured("sequential") == [row]
+    return fold
+
+
+def test_kept_figures_of_other_settings_are_refused(experiment, tmp_path):
+    (row,) = experiment().measured("sequential")
+    assert (row["liver"], row["patient"], experiment.trained) == (0.9, "p", ["sequential"])
+    assert experiment().measured("sequential") == [row]
     other = tmp_path / "other.json"
     other.write_text('{"rounds": 3}')
-    for changed in (fold(0.5), fold(1.0, other), fold(1.0, None, ("p", "r"))):
+    for changed in (experiment(0.5), experiment(1.0, other), experiment(1.0, None, ("p", "r"))):
         with pytest.raises(InputError, match=r"sequential\.json was made with other settings"):
             changed.measured("sequential")
-    (tmp_path / "fold-0/unified.json").write_text("[]")
+    (tmp_path / "work/fold-0/unified.json").write_text("[]")
     with pytest.raises(InputError, match="unknown settings"):
-        fold(1.0).measured("unified")
-    assert trained == ["sequential"]
+        experiment().measured("unified")
+    assert experiment.trained == ["sequential"]
+
+
+def test_finished_figures_outlive_the_folder_and_those_of_one_start_stay_together(experiment, tmp_path):
+    group = ["start", "sequential", "unified", "corrected"]
+    for method in ("shipped", *group[:3]):
+        experiment().measured(method)
+    assert [path.name for path in (tmp_path / "rows").rglob("*.json")] == ["shipped.json"]
+    experiment(work="elsewhere").measured("shipped")
+    experiment(work="elsewhere").measured("start")  # the other folder's start is lost: it is trained again
+    assert experiment.trained == ["shipped", *group[:3], "start"]
+    rows = experiment().measured("corrected")
+    assert {path.stem for path in (tmp_path / "rows/fold-0").iterdir()} == {"shipped", *group}
+    assert experiment(work="third").measured("corrected") == rows
+    assert experiment.trained == ["shipped", *group[:3], "start", "corrected"]
 
 
 def test_the_experiments_patients_are_nobody_elses():

@@ -36,11 +36,16 @@ def mixed_precision(device: torch.device) -> AbstractContextManager:
     """Half precision where the hardware computes in it: float16 on a CUDA GPU, bfloat16 on CPUs made for it."""
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.float16)
-    # Not in torch's documentation; a version without it computes in full precision.
-    made_for_it = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    if device.type == "cpu" and torch.backends.mkldnn.is_available() and made_for_it and made_for_it():
+    if device.type == "cpu" and cpu_computes_in_bfloat16():
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return nullcontext()
+
+
+def cpu_computes_in_bfloat16() -> bool:
+    """Whether this CPU is made for it; on another one a convolution in bfloat16 takes a hundred times as long."""
+    # Not in torch's documentation; a version without it computes in full precision.
+    made_for_it = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(torch.backends.mkldnn.is_available() and made_for_it and made_for_it())
 
 
 def on_device(work: Callable[[torch.device], T], device: torch.device, monitor: Monitor) -> T:

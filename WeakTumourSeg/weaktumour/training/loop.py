@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..devices import cpu_computes_in_bfloat16
 from ..errors import InputError
 from ..models import find_any, load
 from .config import Computing, Optimisation, Reporting, read_config, write_config
@@ -82,6 +83,16 @@ def train(task: Task, config: Config, folder: str | Path, *, until: int | None =
     fabric = launched(config.computing)
     if fabric.is_global_zero:
         write_config(folder / "config.json", config)
+        if (
+            config.computing.precision == "bf16-mixed"
+            and fabric.device.type == "cpu"
+            and not cpu_computes_in_bfloat16()
+        ):
+            print(
+                "This CPU does not compute in bfloat16 but imitates it, a hundred times more slowly: stop, set the "
+                "precision under computing to 32-true, and start again; what has been learnt is kept.",
+                flush=True,
+            )
     return _Run(fabric, task, config, folder).go(until)
 
 
