@@ -26,7 +26,7 @@ from weaktumour.evaluation.methods import engine
 from weaktumour.evaluation.trust import SPOILINGS, Pair, measure
 from weaktumour.models import find
 from weaktumour.quality import VISIBLE_CNR, Thresholds, judge_place, shows_same_vessels
-from weaktumour.result import RunVerdict
+from weaktumour.result import TUMOUR_VERDICTS, RunVerdict
 from weaktumour.simulation import VERSION
 from weaktumour.simulation.tissue_maps import read_label_map
 from weaktumour.uncertainty.calibration import (
@@ -72,10 +72,14 @@ def _arguments():
     options.add_argument("--choose", action="store_true", help="add feature by feature what tells the error best")
     options.add_argument("--fit", action="store_true", help="fit the calibration to these rows and write it")
     options.add_argument("--page", type=Path, metavar="FILE", help="write the tables as a page, with a plot beside it")
+    options.add_argument("--remarks", type=Path, metavar="FILE.md", help="text to be put under the page's tables")
     options.add_argument("--processes", type=int, default=2, help="pairs at a time, one thread each (default: 2)")
     options.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
     options.add_argument("--any-code", action="store_true", help="take rows of another state of the code as they are")
-    return options.parse_args()
+    arguments = options.parse_args()
+    if arguments.remarks and not arguments.remarks.is_file():  # not after an hour
+        options.error(f"--remarks: {arguments.remarks} is no file.")
+    return arguments
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -273,6 +277,12 @@ def _evaluated(rows: list[dict], arguments) -> int:
     ]
     cells = [[name, *_coverage(held[which])] for name, which in shown]
     tables = [markdown_table(["tumours", "number", "within p95 %", "95 % interval (Wilson)"], cells)]
+    tables.append(
+        markdown_table(
+            ["verdict", "number", "median error mm", "p90 mm", "more than 5 mm off", "%", "95 % interval (Wilson)"],
+            _verdicts(judged),
+        )
+    )
     reliability = _reliability(calibration, error, p50)
     levels = [[100 * level, 100 * found] for level, found in reliability[1::2]]
     tables.append(markdown_table(["stated share %", "found %"], levels))
@@ -337,12 +347,14 @@ def _evaluated(rows: list[dict], arguments) -> int:
     )
     figures = {"judged": judged, "spoiled": spoiled, "reliability": reliability}
     if arguments.page:
+        arguments.page.parent.mkdir(parents=True, exist_ok=True)
         picture = _plots(reliability, judged, arguments.page.parent, arguments.page.stem)
-        _write_page(arguments.page, data, tables, bars, picture)
+        remarks = arguments.remarks.read_text(encoding="utf-8").strip() if arguments.remarks else ""
+        _write_page(arguments.page, data, tables, bars, picture, remarks)
     return report(arguments, "Trust", data, tables, figures, bars)
 
 
-def _write_page(path: Path, data: str, tables: list[str], bars: list[Bar], picture: str) -> None:
+def _write_page(path: Path, data: str, tables: list[str], bars: list[Bar], picture: str, remarks: str) -> None:
     wanted = [[bar.name, bar.value, f"{'>=' if bar.at_least else '<='} {bar.bound:g}", "met" if bar.met else "MISSED"]
               for bar in bars]  # fmt: skip
     parts = [
@@ -351,7 +363,7 @@ def _write_page(path: Path, data: str, tables: list[str], bars: list[Bar], pictu
         markdown_table(["figure", "found", "wanted", ""], wanted), *tables,
         f"![Reliability diagram; errors against what was stated]({picture})",
     ]  # fmt: skip
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    path.write_text("\n\n".join([*parts, remarks]).rstrip() + "\n", encoding="utf-8")
 
 
 def _judged(row: dict, tumour: dict, calibration: Calibration) -> dict:
@@ -384,12 +396,24 @@ def _coverage(held: np.ndarray) -> list[object]:
     return [len(held), 100 * float(held.mean()), f"{100 * low:.1f} to {100 * high:.1f}"]
 
 
+def _verdicts(judged: list[dict]) -> list[list[object]]:
+    """What became of the tumours of each verdict."""
+    lines = []
+    for verdict in TUMOUR_VERDICTS:
+        errors = np.array([j["error"] for j in judged if j["verdict"] == verdict])
+        if len(errors):
+            far = errors > 5.0
+            lines.append([verdict.replace("_", " "), len(errors), float(np.median(errors)),
+                          float(np.percentile(errors, 90)), int(far.sum()), *_coverage(far)[1:]])  # fmt: skip
+    return lines
+
+
 def wilson(successes: int, number: int, z: float = 1.96) -> tuple[float, float]:
     """Interval of a share (Wilson 1927)."""
     share = successes / number
     middle = (share + z * z / (2 * number)) / (1 + z * z / number)
     half = z / (1 + z * z / number) * np.sqrt(share * (1 - share) / number + z * z / (4 * number**2))
-    return float(middle - half), float(middle + half)
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def _reliability(calibration: Calibration, error: np.ndarray, p50: np.ndarray) -> list[tuple[float, float]]:

@@ -1,6 +1,8 @@
 """The trust benchmark's pairs and figures: spoiled pairs are spoiled, intervals are right."""
 
+import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +123,35 @@ def test_rows_keep_five_digits():
 
     row = {"a": [1.23456789, None, "text"], "b": {"c": 123456.789, "d": 7, "e": True}}
     assert _shortened(row) == {"a": [1.2346, None, "text"], "b": {"c": 123460.0, "d": 7, "e": True}}
+
+
+def test_the_page_says_what_became_of_each_verdict(tmp_path, capsys):
+    """From the committed rows: a localised tumour that is put far off is counted, and nothing else changes."""
+    import trust as script
+
+    text = (script.ROWS / "calibration.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    remarks = tmp_path / "remarks.md"
+    remarks.write_text("Known better since.\n")
+
+    def page(name: str) -> dict[str, list[str]]:
+        arguments = Namespace(split="calibration", page=tmp_path / name / "p.md", remarks=remarks, out=None, smoke=True)
+        script._evaluated(rows, arguments)
+        written = arguments.page.read_text(encoding="utf-8")
+        assert written.endswith("Known better since.\n")
+        assert (arguments.page.parent / "p.png").stat().st_size > 10_000
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in written.splitlines() if "|" in line]
+        return {line[0]: line[1:] for line in cells}
+
+    before = page("before")
+    verdicts = ("localised", "approximate", "cannot be localised")
+    assert sum(int(before[verdict][0]) for verdict in verdicts) == int(before["all"][0])
+    judged = [
+        (script._judged(row, t, script.Calibration.read(script.CALIBRATION)), t) for row, t in script._sound(rows)
+    ]
+    next(t for j, t in judged if j["verdict"] == "localised" and j["error"] <= j["p95"])["error_mm"] = 30.0
+    after = page("after")
+    assert int(after["localised"][3]) == int(before["localised"][3]) + 1
+    assert float(after["all"][1]) < float(before["all"][1])
+    assert after["approximate"] == before["approximate"]
+    capsys.readouterr()
