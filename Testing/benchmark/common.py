@@ -97,6 +97,35 @@ def report(
     return 0 if arguments.smoke or all(bar.met for bar in bars) else 1
 
 
+def page_options(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--page", type=Path, metavar="FILE.md", help="write the tables as a page as well")
+    options.add_argument("--remarks", type=Path, metavar="FILE.md", help="text to be put under the page's tables")
+
+
+def check_page_options(arguments: argparse.Namespace) -> None:
+    """Raises InputError, before hours of computation rather than after them."""
+    if arguments.remarks and not arguments.remarks.is_file():
+        raise InputError(f"--remarks: {arguments.remarks} is no file; check the path.")
+
+
+def write_page(
+    arguments: argparse.Namespace,
+    title: str,
+    introduction: Sequence[str],
+    bars: Sequence[Bar],
+    tables: Sequence[str],
+    picture: str = "",
+) -> None:
+    """The page of --page: what was wanted and found, the tables, a picture (markdown), the remarks."""
+    wanted = [[bar.name, bar.value, f"{'>=' if bar.at_least else '<='} {bar.bound:g}", "met" if bar.met else "MISSED"]
+              for bar in bars]  # fmt: skip
+    remarks = arguments.remarks.read_text(encoding="utf-8").strip() if arguments.remarks else ""
+    parts = [f"# {title}", *introduction, markdown_table(["figure", "found", "wanted", ""], wanted) if wanted else "",
+             *tables, picture, remarks]  # fmt: skip
+    arguments.page.parent.mkdir(parents=True, exist_ok=True)
+    arguments.page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
+
 def run_script(main: Callable[[], int]) -> NoReturn:
     """Run a script's main function; what the user can put right is one line on stderr and exit 2."""
     try:
@@ -150,9 +179,11 @@ __all__ = [
     "Measured",
     "Volume",
     "carry_labels",
+    "check_page_options",
     "command_line",
     "maps_inside",
     "markdown_table",
+    "page_options",
     "parser",
     "read_result",
     "read_volume",
@@ -162,4 +193,5 @@ __all__ = [
     "shared_data",
     "use_cores",
     "work_folder",
+    "write_page",
 ]

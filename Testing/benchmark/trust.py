@@ -20,7 +20,19 @@ from pathlib import Path
 
 import numpy as np
 
-from common import REPOSITORY, Bar, InputError, markdown_table, parser, report, run_script, shared_data
+from common import (
+    REPOSITORY,
+    Bar,
+    InputError,
+    check_page_options,
+    markdown_table,
+    page_options,
+    parser,
+    report,
+    run_script,
+    shared_data,
+    write_page,
+)
 from weaktumour.evaluation.measure import json_ready
 from weaktumour.evaluation.methods import engine
 from weaktumour.evaluation.trust import SPOILINGS, Pair, measure
@@ -71,14 +83,12 @@ def _arguments():
     options.add_argument("--split", choices=("calibration", "test"), default="test")
     options.add_argument("--choose", action="store_true", help="add feature by feature what tells the error best")
     options.add_argument("--fit", action="store_true", help="fit the calibration to these rows and write it")
-    options.add_argument("--page", type=Path, metavar="FILE", help="write the tables as a page, with a plot beside it")
-    options.add_argument("--remarks", type=Path, metavar="FILE.md", help="text to be put under the page's tables")
+    page_options(options)
     options.add_argument("--processes", type=int, default=2, help="pairs at a time, one thread each (default: 2)")
     options.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
     options.add_argument("--any-code", action="store_true", help="take rows of another state of the code as they are")
     arguments = options.parse_args()
-    if arguments.remarks and not arguments.remarks.is_file():  # not after an hour
-        options.error(f"--remarks: {arguments.remarks} is no file.")
+    check_page_options(arguments)
     return arguments
 
 
@@ -349,21 +359,13 @@ def _evaluated(rows: list[dict], arguments) -> int:
     if arguments.page:
         arguments.page.parent.mkdir(parents=True, exist_ok=True)
         picture = _plots(reliability, judged, arguments.page.parent, arguments.page.stem)
-        remarks = arguments.remarks.read_text(encoding="utf-8").strip() if arguments.remarks else ""
-        _write_page(arguments.page, data, tables, bars, picture, remarks)
+        introduction = [
+            f"`python Testing/benchmark/trust.py`: {data}.",
+            "Simulated MR and CT: what holds for them need not hold for patients.",
+        ]
+        shown = f"![Reliability diagram; errors against what was stated]({picture})"
+        write_page(arguments, "How far the stated uncertainty can be trusted", introduction, bars, tables, shown)
     return report(arguments, "Trust", data, tables, figures, bars)
-
-
-def _write_page(path: Path, data: str, tables: list[str], bars: list[Bar], picture: str, remarks: str) -> None:
-    wanted = [[bar.name, bar.value, f"{'>=' if bar.at_least else '<='} {bar.bound:g}", "met" if bar.met else "MISSED"]
-              for bar in bars]  # fmt: skip
-    parts = [
-        "# How far the stated uncertainty can be trusted", f"`python Testing/benchmark/trust.py`: {data}.",
-        "Simulated MR and CT: what holds for them need not hold for patients.",
-        markdown_table(["figure", "found", "wanted", ""], wanted), *tables,
-        f"![Reliability diagram; errors against what was stated]({picture})",
-    ]  # fmt: skip
-    path.write_text("\n\n".join([*parts, remarks]).rstrip() + "\n", encoding="utf-8")
 
 
 def _judged(row: dict, tumour: dict, calibration: Calibration) -> dict:

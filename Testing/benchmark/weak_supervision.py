@@ -1,20 +1,12 @@
 """What weak supervision is worth: labels on MRIs alone, CTs of the same simulated patients, cross-validated.
 
-    python Testing/benchmark/weak_supervision.py --keep DIR [--fold K] [--methods LIST] [--scale X] [--table FILE.md]
+    python Testing/benchmark/weak_supervision.py --keep DIR [--fold K] [--methods LIST] [--scale X] [--page FILE.md]
 
 The patients are `weak_supervision` of splits.json: 24 in 4 folds. Each method learns from three folds' MRIs with their
-labels and the same patients' CTs without, and is measured on the CTs of the fourth:
-
-    shipped      the shipped UNet, no adaptation
-    start        a UNet from the cohort's MRIs alone (mode pretrain), no adaptation
-    published    the published recipe (mode published), from random weights
-    sequential   ours, in rounds
-    unified      ours, both networks in one training
-    corrected    ours, in rounds, where a person corrected the CT labels of 4 training patients (here: the truth)
-
-The last three begin with the UNet of `start` and with the *shipped* MSCGUNet, which `start` also borrows for
-propagation: that network has seen more than this cohort. Our UNets' answers are cleaned by `weaktumour.segmentation`
-as in the product; the published one's is a raw argmax, as published.
+labels and the same patients' CTs without, and is measured on the CTs of the fourth. sequential, unified and corrected
+begin with the UNet of `start` and with the *shipped* MSCGUNet, which `start` also borrows for propagation: that network
+has seen more than this cohort. Our UNets' answers are cleaned by `weaktumour.segmentation` as in the product; the
+published one's is a raw argmax, as published.
 
 Of each: the liver and the tumours that its UNet finds in the CT, what that UNet claims where the CT shows nothing, and
 the MRI's labels as propagated with its networks. To use two cores, start it once for each of two folds, then once
@@ -37,7 +29,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import Bar, Volume, markdown_table, parser, report, run_script, use_cores, work_folder
+from common import (
+    Bar,
+    Volume,
+    check_page_options,
+    markdown_table,
+    page_options,
+    parser,
+    report,
+    run_script,
+    use_cores,
+    work_folder,
+    write_page,
+)
 from weaktumour import models, pipeline
 from weaktumour.cases import Case, read_case, write_case
 from weaktumour.deformation import Affine
@@ -59,7 +63,14 @@ from weaktumour.training.weak import run_weak
 from weaktumour.training.weak_config import WeakConfig
 from weaktumour.volumes import Grid
 
-METHODS = ("shipped", "start", "published", "sequential", "unified", "corrected")
+METHODS = {
+    "shipped": "the shipped UNet, no adaptation",
+    "start": "a UNet from the cohort's MRIs alone (mode pretrain), no adaptation",
+    "published": "the published recipe (mode published), from random weights",
+    "sequential": "ours, in rounds",
+    "unified": "ours, both networks in one training",
+    "corrected": "ours, in rounds, where a person corrected the CT labels of 4 training patients (here: the truth)",
+}
 TOGETHER = (("shipped",), ("published",), ("start", "sequential", "unified", "corrected"))
 ROWS = Path(__file__).with_name("weak_supervision")
 STAGES = ("pretrain", "adapt", "learn", "unified", "published_unet", "published_joint")
@@ -124,15 +135,17 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    command = parser(__doc__)
+    command = parser(__doc__ + "\n" + "\n".join(f"    {name:<12} {what}" for name, what in METHODS.items()))
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.add_argument("--methods", default=",".join(METHODS), help="some of the methods, by comma")
     command.add_argument("--fold", type=int, metavar="K", help="this fold alone, from 0 (default: all)")
     command.add_argument("--scale", type=float, default=1.0, help="times the number of steps (default: 1)")
     command.add_argument("--settings", type=Path, help="JSON file with settings of `train weak` to change")
     command.add_argument("--rows", type=Path, default=ROWS, metavar="DIR", help="finished figures (default: beside us)")
-    command.add_argument("--table", type=Path, metavar="FILE.md", help="write the tables to this file as well")
-    return command.parse_args()
+    page_options(command)
+    arguments = command.parse_args()
+    check_page_options(arguments)
+    return arguments
 
 
 def _methods(arguments: argparse.Namespace) -> list[str]:
@@ -267,9 +280,12 @@ class Fold:
             self._share(out / "cases", self.work / "cases")
         if method == "corrected":
             cohort = self._corrected_cohort()
+            self._share_labels(out)
         members = read_cohort(cohort, self.work / "folds.json", self.number)
         print(f"fold {self.number} {method}: training", flush=True)
         made = {path.stem: models.entry_of(path) for path in run_weak(mode, config, out, members)}
+        if method == "corrected":
+            self._check_shared(out)
         if "registration" not in made and self.config.start_registration is not None:
             made["registration"] = models.find(self.config.start_registration, "registration")
         return made
@@ -281,14 +297,37 @@ class Fold:
     def _share(self, link: Path, folder: Path) -> None:
         """What comes out the same in several runs is made once: the cases, and pairs found with the same UNet."""
         folder.mkdir(parents=True, exist_ok=True)
+        self._link(link, folder)
+
+    def _share_labels(self, out: Path) -> None:
+        """The first pseudo-labels of the patients whom nobody corrected are those of `sequential`: the same UNet, the
+        same pairs, and MSCGUNet learns nothing from labels.
+        """
+        made = self.folder / "sequential" / "round-1" / "pseudo_labels"
+        for name in set(self.parts["train"]) - set(self._corrected()):
+            for part in (".nii.gz", "_confidence.nii.gz", ".json"):  # the last one says that all are there
+                if (made / f"{name}.json").exists():
+                    self._link(out / "round-1" / "pseudo_labels" / f"{name}{part}", made / f"{name}{part}")
+
+    def _check_shared(self, out: Path) -> None:
+        paths = [folder / "round-1" / "registration.pt" for folder in (self.folder / "sequential", out)]
+        if all(path.exists() for path in paths):
+            one, other = (models.load(models.entry_of(path)).state_dict() for path in paths)
+            if not all(torch.equal(one[name], other[name]) for name in one):
+                raise RuntimeError(f"{out} has the pseudo-labels of another MSCGUNet; delete {self.folder}.")
+
+    def _link(self, link: Path, target: Path) -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
-            link.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+            link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=target.is_dir())
+
+    def _corrected(self) -> list[str]:
+        return self.parts["train"][: 1 if self.arguments.smoke else CORRECTED]
 
     def _corrected_cohort(self) -> Path:
         """The cohort, some of whose training patients have CT labels that count as corrected."""
         folder = self.folder / "cohort-corrected"
-        corrected = self.parts["train"][: 1 if self.arguments.smoke else CORRECTED]
+        corrected = self._corrected()
         for source in sorted((self.work / "cohort").iterdir()):
             target = folder / source.name
             target.mkdir(parents=True, exist_ok=True)
@@ -416,8 +455,13 @@ def _reported(arguments: argparse.Namespace, work: Path, rows: list[dict], metho
         f"{patients} simulated patients (weak_supervision of splits.json, simulator {VERSION}), folds {folds} held "
         f"out, steps times {arguments.scale:g}; code {' and '.join(sorted({row['code'] for row in rows}))}"
     )
-    if arguments.table:
-        arguments.table.write_text(f"Data: {data}\n\n" + "\n\n".join(tables) + "\n", encoding="utf-8")
+    if arguments.page:
+        introduction = [
+            f"`python Testing/benchmark/weak_supervision.py`: {data}.",
+            "Simulated MR and CT: what holds for them need not hold for patients.",
+            "\n".join(f"- {name}: {METHODS[name]}" for name in methods),
+        ]
+        write_page(arguments, "What weak supervision is worth", introduction, bars, tables)
     return report(arguments, "Weak supervision", data, tables, {"methods": figures, "cases": rows}, bars)
 
 
