@@ -41,6 +41,27 @@ def test_structures_against_the_truth(folders, simulated_patient, tmp_path, caps
     assert (tmp_path / "out" / "analysis.png").stat().st_size > 5000
 
 
+def test_one_result_with_its_case(folders, simulated_case, registered_result, tmp_path, capsys):
+    """The demo's own folders; a case says nothing of several results."""
+    line = ["analyse", str(registered_result), "--data", str(simulated_case), "--out", str(tmp_path / "out")]
+    assert main(line) == 0
+    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert all(entry["dice"] is not None for entry in found)
+    (folders[0] / "patient-2").symlink_to(registered_result, target_is_directory=True)
+    assert main(["analyse", str(folders[0]), *line[2:]]) == 2
+    assert "is one case and RESULT holds 2 results" in capsys.readouterr().err
+
+
+def test_results_of_other_cases_are_left_out_and_named(folders, registered_result, tmp_path):
+    results, cohort = folders
+    (results / "stale").symlink_to(registered_result, target_is_directory=True)
+    assert main(["analyse", str(results), "--data", str(cohort), "--out", str(tmp_path)]) == 0
+    assert {entry["case"] for entry in json.loads((tmp_path / "analysis.json").read_text())} == {"patient-1"}
+    said = (tmp_path / "analysis.md").read_text()
+    assert "1 results, 2 tumours" in said
+    assert "Left out, since the data hold no case of that name: stale." in said
+
+
 def test_without_a_truth_what_the_results_say_remains(registered_result, tmp_path):
     assert main(["analyse", str(registered_result), "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "analysis.json").read_text())

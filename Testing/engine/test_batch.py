@@ -135,6 +135,10 @@ def test_a_batch_goes_on_where_it_was(tmp_path, runs, capsys):
         runs.clear()
         cli.main(line)
         assert runs == again
+    assert "results of other cases" not in capsys.readouterr().out
+    (tmp_path / "out/results/former").mkdir()
+    cli.main(line)
+    assert "1 results of other cases are in" in capsys.readouterr().out
 
 
 def test_a_model_that_was_replaced_makes_results_anew(tmp_path, runs, monkeypatch):
@@ -215,7 +219,7 @@ def test_what_is_missing_is_told(tmp_path, monkeypatch, capsys):
     assert "nothing answers at tcp://" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "dask", None)
     assert cli.main(line) == 2
-    assert 'pip install "weaktumour[cohort]"' in capsys.readouterr().err
+    assert "pip install -e '.[cohort]'" in capsys.readouterr().err
 
 
 # -- two workers --------------------------------------------------------------------------------------------------

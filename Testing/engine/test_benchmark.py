@@ -185,6 +185,31 @@ def test_unknown_methods_and_folders_are_refused(tmp_path):
         run_benchmark_command(options)
 
 
+def test_a_missing_package_is_told_before_anything_is_run(tmp_path, monkeypatch):
+    known = methods.metadata.version
+
+    def version(package: str) -> str:
+        if package == "antspyx":
+            raise methods.metadata.PackageNotFoundError(package)
+        return known(package)
+
+    monkeypatch.setattr(methods.metadata, "version", version)
+    options = {"out": str(tmp_path / "out"), "methods": "ours,syn", "processes": 1}
+    with pytest.raises(InputError, match=r"syn: the package antspyx is not installed; .*\[benchmark\]"):
+        run_benchmark_command(options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_in_which_all_failed_leaves_no_page(tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise InputError("CT: no.")
+
+    monkeypatch.setattr(benchmark, "_measured", fails)
+    assert run_benchmark_command({"out": str(tmp_path / "out"), "methods": "ours", "processes": 1, "cases": 2}) == 1
+    assert "2 of 2 tasks failed" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("benchmark*"))
+
+
 @pytest.mark.parametrize("how", [["--processes", "2"], ["--scheduler", "local"]])
 def test_the_command_on_a_cohort_of_ones_own(tmp_path, cohort_folder, how):
     shutil.copytree(cohort_folder / "one", cohort_folder / "two")

@@ -119,6 +119,37 @@ def test_register_tells_the_result(tmp_path, simulated_case, registered_result, 
     assert captured.err == " 50 %  read, about 2 min left\n"
 
 
+def test_register_says_what_to_beware_of(tmp_path, simulated_case, registered_result, capsys):
+    """The warnings of the run, and why a tumour with a small p95 is not localised all the same."""
+    changed = tmp_path / "changed"
+    shutil.copytree(registered_result, changed)
+    result = json.loads((changed / "result.json").read_text())
+    result["warnings"] = ["Nobody drew these tumours."]
+    doubtful, sound = result["tumours"]
+    doubtful |= {"p95_mm": 3.0, "verdict": "cannot_be_localised", "verdict_reason": "The vessels do not match."}
+    sound |= {"verdict": "localised", "verdict_reason": "Localised: within 2 mm."}
+    (changed / "result.json").write_text(json.dumps(result))
+    assert cli.main(["register", "--out", str(tmp_path / "o"), "--mr", "m", "--ct", "c"],
+                    run=Recorded(simulated_case, changed)) == 0  # fmt: skip
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Note: ")]
+    assert notes == ["Note: Nobody drew these tumours.", f"Note: {doubtful['name']}: The vessels do not match."]
+
+
+def test_segment_tells_the_volumes(tmp_path, simulated_case, simulated_patient, capsys):
+    def segmented(request, listener) -> int:
+        shutil.copy(simulated_case / "mr_labels.nii.gz", request.out)
+        listener({"event": "result", "folder": request.out})
+        return 0
+
+    assert cli.main(["segment", "m", "--out", str(tmp_path / "l.nii.gz")], run=segmented) == 0
+    labels = simulated_patient.mr_labels
+    ml = labels.grid.voxel_volume_mm3 / 1e3
+    said = capsys.readouterr().out
+    assert f"Whole liver: {(labels.array > 0).sum() * ml:.0f} ml" in said
+    for value in (2, 3):
+        assert f": {(labels.array == value).sum() * ml:.1f} ml" in said
+
+
 def test_what_is_unknown_is_a_dash(tmp_path, capsys):
     folder = tmp_path / "result"
     folder.mkdir()

@@ -289,6 +289,15 @@ def test_labels_of_another_scheme_are_what_their_json_says(folders):
     assert row["false_tumour_ml"] == pytest.approx(9 * 0.036)
 
 
+def test_one_result_and_its_case(simulated_case, registered_result, tmp_path):
+    """The demo's own folders: how the CT shows the tumours is known from the case."""
+    (found,) = evaluate.comparisons(registered_result, simulated_case)
+    assert evaluate.evaluate(found, "label")["figures"].keys() == {evaluate.LIVER, evaluate.TUMOURS["invisible"]}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"the prediction .*empty.* does not exist; give a result folder"):
+        evaluate.comparisons(tmp_path / "empty", simulated_case)
+
+
 def test_two_files_and_an_empty_prediction(tmp_path, capsys):
     write_volume(label_map(), tmp_path / "truth.nii.gz")
     nothing = Volume(np.zeros(GRID.shape, dtype=np.uint8), GRID)

@@ -960,5 +960,5 @@ def test_without_the_extra(tmp_path):
         )
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
-        assert f'{name} is not installed; install the training extra: pip install "weaktumour[train]".' in line
+        assert f"{name} is not installed; install the training extra, in the checkout" in line
     assert not (tmp_path / "out").exists()

@@ -91,7 +91,9 @@ def _simulate(options: dict[str, object], run: Runner) -> int:
 def _segment(options: dict[str, object], run: Runner) -> int:
     code = _run("segment", options, run).code
     if code == EXIT_DONE:
-        print(f"Label map: {options['out']}\n{_RESEARCH_USE}")
+        print(f"Label map: {options['out']}")
+        _print_volumes(Path(str(options["out"])))
+        print(_RESEARCH_USE)
     return code
 
 
@@ -274,16 +276,36 @@ def _print_result(folder: Path) -> None:
         )
         for tumour in result.get("tumours") or []
     ]
+    notes = [*(result.get("warnings") or []), *_why_not(result.get("tumours") or [])]
     print(f"\nResult: {folder.resolve()}")
     if rows:
-        _print_table(("tumour", "volume ml", "diameter mm", "volume ratio", "within mm (95 %)", "verdict"), rows)
+        _print_table(("tumour", "volume ml", "diameter mm", "volume ratio to MRI", "p95 mm", "verdict"), rows)
     else:
         print("The MR labels hold no tumour.")
     run = result.get("run") or {}
     reasons = "".join(f"\n  - {reason}" for reason in run.get("reasons") or [])
+    for note in notes:
+        print(f"Note: {note}")
     print(f"Run: {str(run.get('verdict') or '-').replace('_', ' ')}{reasons}")
     print(f"Report: {(folder / 'report.html').resolve()}")
     print(_RESEARCH_USE, flush=True)
+
+
+def _print_volumes(path: Path) -> None:
+    """Of a label map that the network drew."""
+    from .labels import LIVER, TUMOUR, read_labels
+
+    labels = read_labels(path, "label map")
+    ml = labels.volume.grid.voxel_volume_mm3 / 1e3
+    print(f"Whole liver: {labels.mask(LIVER, TUMOUR).sum() * ml:.0f} ml")
+    for tumour in labels.tumours:
+        print(f"{tumour.name}: {(labels.volume.array == tumour.value).sum() * ml:.1f} ml")
+
+
+def _why_not(tumours: list[dict]) -> list[str]:
+    """Of each tumour that is not localised, why; p95 alone does not tell."""
+    shown = [tumour for tumour in tumours if tumour.get("verdict") not in ("localised", "not_assessed")]
+    return [f"{tumour.get('name')}: {tumour['verdict_reason']}" for tumour in shown if tumour.get("verdict_reason")]
 
 
 def _print_truth(case_folder: Path, result_folder: Path) -> None:
@@ -308,7 +330,7 @@ def _print_truth(case_folder: Path, result_folder: Path) -> None:
         )
         for tumour in figures["tumours"]
     ]
-    _print_table(("tumour", "true diameter mm", "centroid error mm", "volume ratio", "Dice"), rows)
+    _print_table(("tumour", "true diameter mm", "centroid error mm", "volume ratio to truth", "Dice"), rows)
     if figures.get("points"):
         print(f"Points in the body: error {figures['points']['mean_mm']:.2f} mm on average.")
 

@@ -65,6 +65,7 @@ from .workspace import open_workspace, update_workspace
 STAGES = ("alignment", "mscgunet", "refinement")
 UNCERTAINTY = ("auto", "on", "off")
 NO_MODEL = "none"
+_SMALL_LIVER_ML = 300.0
 # A CT's liver of another size than the MRI's by more than this is not its liver, or not all of it.
 _LIKELY_VOLUME_RATIO = (0.25, 1.8)
 ALIGNMENT_SPACING_MM = 4.0
@@ -152,6 +153,9 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
             inputs = read_inputs(arguments, monitor)
         with monitor.stage("segmentation"):
             inputs = find_livers(inputs, networks.segmentation, device, monitor)
+        remarks = _remarks(arguments, inputs)
+        for sentence in remarks:
+            monitor.log(sentence)
         registration = register(inputs, networks, stages, preset, seed=arguments.seed, device=device, monitor=monitor)
         transform = in_world(registration.transform, inputs)
         with monitor.stage("propagation"):
@@ -160,6 +164,7 @@ def register_and_propagate(arguments: RegisterArguments, monitor: Monitor) -> Pa
         with monitor.stage("write"):
             _write_volumes(folder, inputs, labels, mr_on_ct, transform, monitor)
             content = _describe(arguments, inputs, registration, labels, networks, preset, stages, device, monitor)
+            content["warnings"] += remarks
         with monitor.stage("report"):
             shown = _shown(inputs, labels, mr_on_ct, transform, content, monitor)
             write_report(folder / "report.html", shown)
@@ -280,6 +285,35 @@ def _read_ct_liver(path: str, ct: Volume) -> Volume:
     if float(ct.grid.contains(mask.grid.index_to_world(index[:: max(1, len(index) // 20_000), ::-1])).mean()) < 0.5:
         raise InputError("CT liver: the mask does not lie inside the CT; give the mask that belongs to this CT.")
     return mask
+
+
+def _remarks(arguments: RegisterArguments, inputs: Inputs) -> list[str]:
+    """What a person should know of these inputs before they believe the result, one sentence each."""
+    remarks = []
+    if arguments.mr_labels:
+        drawn = inputs.labels.volume.grid
+        if not drawn.same_as(inputs.mr.grid):
+            remarks.append(_on_another_grid("MRI labels", drawn, "MRI", inputs.mr.grid))
+        ml = float(inputs.labels.mask(LIVER, TUMOUR).sum()) * drawn.voxel_volume_mm3 / 1e3
+        if "mr" not in inputs.found and ml < _SMALL_LIVER_ML:
+            remarks.append(
+                f"MRI labels: what is labelled liver, tumours included, has {ml:.0f} ml, little for a liver. If it is "
+                "a tumour, say so with --mr-label-map (1=tumour); the network then looks for the liver."
+            )
+    elif inputs.labels.tumours:
+        remarks.append(
+            "Nobody drew these tumours: a network found them in the MRI. Look at them there (mr_labels.nii.gz) before "
+            "you believe their places on the CT."
+        )
+    if arguments.ct_liver and not inputs.ct_liver.grid.same_as(inputs.ct.grid):
+        remarks.append(_on_another_grid("CT liver", inputs.ct_liver.grid, "CT", inputs.ct.grid))
+    return remarks
+
+
+def _on_another_grid(what: str, grid: Grid, image: str, expected: Grid) -> str:
+    sizes = ["x".join(map(str, g.size)) for g in (grid, expected)]
+    how = f"{sizes[0]} instead of {sizes[1]} voxels" if sizes[0] != sizes[1] else "the same size in another place"
+    return f"{what}: drawn on another grid than the {image} ({how}); check that the file belongs to this {image}."
 
 
 # -- networks -----------------------------------------------------------------------------------------------------

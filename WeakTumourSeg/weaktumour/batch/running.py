@@ -35,7 +35,8 @@ from .table import PATHS, BatchCase
 Row = dict[str, object]
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 _NEEDS_DASK = (
-    'Batch: Dask is not installed; install it with: pip install "weaktumour[cohort]", or use --scheduler none.'
+    "Batch: Dask is not installed; in the checkout of WeakTumourSeg: pip install -e '.[cohort]', or use --scheduler "
+    "none."
 )
 SUMMARY = ("id", "state", "run", "tumours", "verdicts", "seconds", "error")
 
@@ -71,6 +72,9 @@ def run_batch(batch: Batch, report: Callable[[str], None] = print) -> list[Row]:
             (batch.out / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: {batch.out} cannot be made ({error.strerror}); choose another folder.") from error
+    others = {path.name for path in (batch.out / "results").iterdir()} - {case.id for case in batch.cases}
+    if others:
+        report(f"{len(others)} results of other cases are in {batch.out / 'results'}; the summary leaves them out.")
     rows: dict[str, Row] = {}
     for row in _performed(batch):
         rows[str(row["id"])] = row

@@ -60,7 +60,7 @@ def write_analysis(root: Path, cohort: Path | None, out: Path) -> str:
         out.mkdir(parents=True, exist_ok=True)
         content = [asdict(structure) | {"group": structure.group} for structure in found]
         (out / JSON).write_text(json.dumps(json_ready(content), indent=1) + "\n", encoding="utf-8")
-        text = page(found, plot(found, out / PLOT))
+        text = page(found, plot(found, out / PLOT), left_out(root, cohort))
         (out / MD).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written ({error.strerror}); choose another folder.") from error
@@ -76,21 +76,37 @@ def result_folders(root: Path) -> list[Path]:
     return found
 
 
+def case_of(folder: Path, cohort: Path) -> Path | None:
+    """The case that a result was made from. cohort: may be that case itself, which is believed."""
+    if (cohort / "case.json").is_file():
+        return cohort
+    # A result written into its case's own folder is named after that.
+    names = [name for name in (folder.name, folder.parent.name) if (cohort / name / "case.json").is_file()]
+    return cohort / names[0] if names else None
+
+
+def left_out(root: Path, cohort: Path | None) -> list[str]:
+    """Names of the results that belong to no case of the cohort."""
+    return [] if cohort is None else [f.name for f in result_folders(root) if case_of(f, cohort) is None]
+
+
 def analyse(root: Path, cohort: Path | None) -> list[Structure]:
-    """Liver and tumours of every result. Raises InputError: no results, or a truth that does not belong to one."""
+    """Liver and tumours of every result, with a cohort of those that belong to one of its cases.
+
+    Raises InputError: no results, or a truth that does not belong to one.
+    """
     structures: list[Structure] = []
-    for folder in result_folders(root):
-        truth = None
-        if cohort is not None:
-            # A result written into its case's own folder is named after that.
-            names = [name for name in (folder.name, folder.parent.name) if (cohort / name / "case.json").is_file()]
-            if names:
-                truth = cohort / names[0]
-        structures += _of_result(folder, truth)
+    folders = result_folders(root)
+    if cohort is not None and (cohort / "case.json").is_file() and len(folders) > 1:
+        raise InputError(f"--data: {cohort} is one case and RESULT holds {len(folders)} results; give the cohort.")
+    for folder in folders:
+        truth = None if cohort is None else case_of(folder, cohort)
+        if cohort is None or truth is not None:
+            structures += _of_result(folder, truth)
     if cohort is not None and all(s.dice is None for s in structures):
         raise InputError(
-            f"--data: {cohort} holds no case folder with ct_labels.nii.gz that is named as a result is; give the "
-            "cohort that the results were made from."
+            f"--data: {cohort} is no case with ct_labels.nii.gz and holds none that is named as a result is; give the "
+            "cohort that the results were made from, or of one result its case."
         )
     return structures
 
@@ -132,8 +148,8 @@ def _of_result(folder: Path, truth_folder: Path | None) -> list[Structure]:
     return structures
 
 
-def page(structures: list[Structure], picture: str | None) -> str:
-    """Markdown: by visibility, and by verdict."""
+def page(structures: list[Structure], picture: str | None, absent_from_data: list[str] = ()) -> str:
+    """Markdown: by visibility, and by verdict. absent_from_data: results that are left out."""
     groups: dict[str, list[Structure]] = {}
     for structure in structures:
         groups.setdefault(structure.group, []).append(structure)
@@ -148,9 +164,11 @@ def page(structures: list[Structure], picture: str | None) -> str:
         s.verdict for s in tumours)}  # fmt: skip
     parts = [
         "# What the CT shows, and what it does not",
-        f"{len({s.case for s in structures})} results, {len(tumours)} tumours. A tumour counts as visible from a "
-        f"contrast of {VISIBLE_CNR:g} standard deviations of the ring round it on, at its true place where that is "
-        "known. Medians; errors are those of the centroid.",
+        f"{len({s.case for s in structures})} results, {len(tumours)} tumours. A tumour counts as visible where its "
+        f"contrast to the ring round it is at least {VISIBLE_CNR:g} standard deviations of that ring, at its true "
+        "place where that is known. Medians; errors are those of the centroid.",
+        f"Left out, since the data hold no case of that name: {', '.join(absent_from_data)}." if absent_from_data
+        else "",
         markdown_table(["structures", "number", "Dice", "error mm", "p95 mm", "error within p95 %"], lines),
         f"Feature absence: {100 * share:.0f} % of the tumours are visible in the MRI and not in the CT where they were "
         "put." if absent else "",
@@ -189,6 +207,7 @@ def plot(structures: list[Structure], path: Path) -> str | None:
         return None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     shown = [(cnr, s) for cnr, s in points if s.error_mm is not None]
@@ -197,6 +216,8 @@ def plot(structures: list[Structure], path: Path) -> str | None:
     if stated:
         axes[0].plot([cnr for cnr, _ in stated], [s.p95_mm for _, s in stated], "_", ms=12, label="stated p95")
     axes[0].set(yscale="log", ylabel="mm")
+    for ticks in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
+        ticks(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.1e}"[0] in "125" else ""))
     axes[1].plot([cnr for cnr, _ in points], [s.dice for _, s in points], "o", label="tumours")
     livers = [s.dice for s in structures if s.kind == "liver" and s.dice is not None]
     if livers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import InputError
@@ -39,6 +40,7 @@ def run_benchmark_command(options: dict[str, object]) -> int:
     """Exit code: 1 when a task failed. Raises InputError."""
     from .benchmark import Plan, run_benchmark
     from .cohort import of_folder, of_splits, phantoms
+    from .methods import check_installed
 
     if options.get("data") and options.get("splits"):
         raise InputError("--data and --splits exclude each other; give one of them.")
@@ -60,11 +62,13 @@ def run_benchmark_command(options: dict[str, object]) -> int:
     out = Path(str(options["out"])).resolve()
     methods = tuple(name.strip() for name in str(options["methods"]).split(",") if name.strip())
     plan = Plan(tuple(patients), methods, out, processes, threads, options.get("scheduler"))
+    check_installed(methods)
     rows = run_benchmark(plan, lambda text: print(text, flush=True))
     shown = [row for row in rows if row["method"] in methods]
     shown.sort(key=lambda row: methods.index(row["method"]))
-    _write(shown, plan, options, remarks)
     failed = sum(bool(row.get("error")) for row in shown)
+    if failed < len(shown):
+        _write(shown, plan, options, remarks)
     if failed:
         print(f"{failed} of {len(shown)} tasks failed; the same command tries them again.")
     return EXIT_FAILED if failed else EXIT_DONE
@@ -159,8 +163,9 @@ def add_analyse_parser(commands: argparse._SubParsersAction) -> None:
     text = "what the CT shows and what it does not: Dice and error of results by visibility"
     parser = commands.add_parser("analyse", help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
     parser.add_argument("results", metavar="RESULT", help="a result folder, or a folder of them")
-    parser.add_argument("--data", metavar="COHORT", help="case folders with the truth, named as the results are")
-    parser.add_argument("--out", metavar="DIR", help="for table, figures and plot (default: RESULT)")
+    parser.add_argument("--data", metavar="COHORT", help="case folders with the truth, named as the results are; of "
+                        "one result its case folder will do")  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="for analysis.md, .json and .png (default: RESULT)")
 
 
 def run_analyse_command(options: dict[str, object]) -> int:
@@ -170,5 +175,7 @@ def run_analyse_command(options: dict[str, object]) -> int:
     root = Path(str(options["results"]))
     out = Path(str(options.get("out") or root))
     print(write_analysis(root, Path(str(options["data"])) if options.get("data") else None, out))
+    if options.get("data") and find_spec("matplotlib") is None:
+        print("No plot: matplotlib is not installed (pip install matplotlib).")
     print(f"Written: {out / MD}")
     return EXIT_DONE

@@ -59,7 +59,8 @@ def comparisons(
     *,
     missing_is_empty: bool = False,
 ) -> list[Comparison]:
-    """Two label files; or a folder of results and a cohort, of which with folds each case is taken that a fold tests.
+    """Two label files; a result folder and its case; or a folder of results and a cohort, of which with folds each case
+    is taken that a fold tests.
 
     fold: only what this one tests, from 0. A case's prediction is PREDICTION/NAME/ct_labels.nii.gz or
     PREDICTION/NAME.nii.gz; with folds also below fold-K. Cases of a fold that have no reference are `unknown`.
@@ -71,6 +72,12 @@ def comparisons(
         raise InputError("--fold: it counts the folds of --splits; give both or neither.")
     if fold is not None and not 0 <= fold < len(folds):
         raise InputError(f"--fold: {fold}; --splits has the folds 0 to {len(folds) - 1}.")
+    if not folds and prediction.is_dir() and (reference / "case.json").is_file():  # one result and its case
+        prediction, info = _reference(prediction), read_case_info(reference)
+        for what, path in (("prediction", prediction), ("reference", _reference(reference))):
+            if not path.is_file():
+                raise InputError(f"Evaluate: the {what} {path} does not exist; give a result folder and its case.")
+        return [Comparison(reference.resolve().name, prediction, _reference(reference), info)]
     if prediction.is_file() and reference.is_file():
         if folds:
             raise InputError("--splits: there are no folds in two files; leave it out, or give folders.")

@@ -17,7 +17,8 @@ def add_evaluate_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("prediction", metavar="PREDICTION", help="a label file, or a folder of results or label files "
                         "named as the cases")  # fmt: skip
-    parser.add_argument("reference", metavar="REFERENCE", help="a label file, or a cohort with ct_labels.nii.gz")
+    parser.add_argument("reference", metavar="REFERENCE", help="a label file, a case folder, or a cohort with "
+                        "ct_labels.nii.gz")  # fmt: skip
     parser.add_argument("--splits", metavar="FILE", help="take what each fold of this file tests (predictions may lie "
                         "in fold-0, fold-1, ...)")  # fmt: skip
     parser.add_argument("--fold", type=int, metavar="K", help="only what fold K of --splits tests, from 0")

@@ -116,7 +116,10 @@ def _psutil():
     try:
         import psutil
     except ImportError as error:
-        raise InputError("Measuring needs the package psutil; install it with: pip install psutil") from error
+        raise InputError(
+            "Measuring needs the package psutil; install it with: pip install -e '.[benchmark]' in the checkout of "
+            "WeakTumourSeg."
+        ) from error
     return psutil
 
 

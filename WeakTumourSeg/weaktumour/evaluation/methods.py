@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 
 from .. import __version__
@@ -19,7 +20,7 @@ from ..errors import InputError, WeakTumourError
 from ..models import TASKS, default_id, find
 from .measure import run_measured
 from .peers import METHODS as PEERS
-from .peers import child_environment, run_peer
+from .peers import PACKAGES, child_environment, run_peer
 
 # Of our stages those that find the transform, the UNet's livers included; the rest writes the result.
 _REGISTRATION = ("segmentation", "alignment", "mscgunet", "refinement")
@@ -71,6 +72,19 @@ def engine(*more: str) -> dict[str, str]:
         for path in sorted(package.glob(name)):
             digest.update(path.read_bytes())
     return {"version": __version__, "code": digest.hexdigest()[:12]}
+
+
+def check_installed(methods: Sequence[str]) -> None:
+    """Raises InputError where a package that one of them needs is missing."""
+    for method in methods:
+        for package in ("psutil", *([PACKAGES[method]] if method in PEERS else [])):
+            try:
+                metadata.version(package)
+            except metadata.PackageNotFoundError as error:
+                raise InputError(
+                    f"{method}: the package {package} is not installed; in the checkout of WeakTumourSeg: "
+                    "pip install -e '.[benchmark]'."
+                ) from error
 
 
 def wants_affine(method: str) -> bool:

@@ -82,7 +82,7 @@ def _summary(result: Json, wording: Wording) -> str:
             number(registration["jacobian"]["folds_in_body"]),
             f"smallest Jacobian {number(registration['jacobian']['min'])}",
         ),
-        ("Time", seconds(result["timings_s"].get("total")), f"peak memory {number(result['peak_memory_mb'], 0, 'MB')}"),
+        ("Time to the result", seconds(_until_result(result)), _peak_memory(result)),
         (
             "Device",
             wording.text(settings["device"]),
@@ -90,6 +90,18 @@ def _summary(result: Json, wording: Wording) -> str:
         ),
     ]
     return f'<section><dl class="strip">{_facts(items)}</dl></section>'
+
+
+def _until_result(result: Json) -> float | None:
+    """The uncertainty comes after it."""
+    timings = result["timings_s"]
+    total = timings.get("total")
+    return None if total is None else total - timings.get("uncertainty", 0.0)
+
+
+def _peak_memory(result: Json) -> str:
+    peak = result["peak_memory_mb"]
+    return "" if peak is None else f"peak memory {number(peak, 0, 'MB')}"
 
 
 def _counted(count: int, thing: str) -> str:

@@ -25,7 +25,10 @@ WEAK = "weak"
 _OF_WEAK, _OF_OTHERS = ("mode", "cohort", "fold"), ("label_maps", "until")
 _START = "start.json"
 _SHARE_ALIKE = "CC-BY-SA-4.0"  # as the label maps of real livers ask for
-_NEEDS = 'Training: {} is not installed; install the training extra: pip install "weaktumour[train]".'
+_NEEDS = (
+    "Training: {} is not installed; install the training extra, in the checkout of WeakTumourSeg: "
+    "pip install -e '.[train]'."
+)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
