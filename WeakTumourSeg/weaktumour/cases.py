@@ -165,12 +165,13 @@ def read_case_info(folder: str | Path) -> dict[str, object]:
         info = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"Case: {folder} holds no case.json; give a case folder as written by `weaktumour simulate`."
+            f"Case: {folder} holds no case.json; give a case folder, as `weaktumour simulate` writes it or as "
+            "Resources/cohorts.md describes it."
         ) from error
     except ValueError as error:
         raise InputError(f"Case: {path} is not valid JSON; restore the file.") from error
     if not isinstance(info, dict) or not isinstance(info.get("schema"), int):
-        raise InputError(f"Case: {path} has no schema number; give a folder that `weaktumour simulate` wrote.")
+        raise InputError(f'Case: {path} has no schema number; add "schema": {SCHEMA}.')
     if info["schema"] > SCHEMA:
         raise InputError(f"Case: {path} has schema {info['schema']}, newer than {SCHEMA}; update WeakTumourSeg.")
     return info
