@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from weaktumour import __version__, cli
+from weaktumour.result import read_result
 
 ROOT = str(Path(cli.__file__).resolve().parents[1])
 
@@ -181,6 +182,13 @@ def test_demo_compares_with_the_truth_and_replaces_itself(tmp_path, simulated_ca
             assert 15 < true_diameter < 35
             assert 0 <= centroid_error < 20
             assert 0.5 < volume_ratio < 1.5
+        truth = read_result(out / "result" / "result.json")["truth"]
+        assert truth["kind"] == "simulated"
+        errors = [truth["labels"][value]["centroid_error_mm"] for value in ("2", "3")]
+        assert [f"{error:.2f}" for error in errors] == [row[-3] for row in rows]
+        report = (out / "result" / "report.html").read_text(encoding="utf-8")
+        assert "Against the simulated truth" in report
+        assert 'class="truth"' in report
         (out / "case" / "old").touch()
     assert [request.operation for request in run.requests] == ["simulate", "register"] * 2
 

@@ -309,20 +309,15 @@ def _why_not(tumours: list[dict]) -> list[str]:
 
 
 def _print_truth(case_folder: Path, result_folder: Path) -> None:
-    """What the simulated patient allows: the result against the known truth."""
-    from .cases import read_case
-    from .deformation import DisplacementField
-    from .evaluation.metrics import evaluate_case
-    from .volumes import read_volume
+    """What the simulated patient allows: the result against the known truth, which the report then shows too."""
+    from .evaluation.against_truth import add_truth
+    from .labels import read_label_names
 
-    case = read_case(case_folder)
-    labels = read_volume(result_folder / "ct_labels.nii.gz", "labels on the CT")
-    field = DisplacementField.read(result_folder / "transform.h5")
-    figures = evaluate_case(labels, case.ct_labels, field, case.truth_points)
+    figures, names = add_truth(result_folder, case_folder), read_label_names(case_folder / "labels.json")
     print(f"\nLiver Dice: {figures['liver']['dice']:.3f}")
     rows = [
         (
-            case.label_names.get(tumour["label"], f"label {tumour['label']}"),
+            names.get(tumour["label"], f"label {tumour['label']}"),
             _number(tumour["diameter_mm"], 1, 1),
             _number(tumour["centroid_error_mm"], 1, 2),
             _number(tumour["volume_ratio"], 1, 2),
