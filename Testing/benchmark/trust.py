@@ -55,6 +55,8 @@ from weaktumour.uncertainty.features import NAMES
 from weaktumour.volumes import read_volume
 
 _MAKES = ("ensemble", "evidence", "features")
+# How the pairs' names begin.
+MADE_OF = {"phantom": "phantoms", "map": "livers of label maps", "ct": "real CT"}
 ROWS = Path(__file__).with_name("trust")
 CALIBRATION = REPOSITORY / "WeakTumourSeg" / "Resources" / "Models" / FILE
 # About thirds of the calibration part.
@@ -285,8 +287,14 @@ def _evaluated(rows: list[dict], arguments) -> int:
     shown += [
         (f"{look} in the CT", looks == look) for look in ("invisible", "faint", "visible") if (looks == look).any()
     ]
-    cells = [[name, *_coverage(held[which])] for name, which in shown]
-    tables = [markdown_table(["tumours", "number", "within p95 %", "95 % interval (Wilson)"], cells)]
+    made_of = np.array([j["patient"].split("-")[0] for j in judged])
+    shown += [(name, made_of == kind) for kind, name in MADE_OF.items() if (made_of == kind).any()]
+    cells = [
+        [name, *_coverage(held[which]), float(np.median(error[which])), float(np.median(p95[which]))]
+        for name, which in shown
+    ]
+    head = ["tumours", "number", "within p95 %", "95 % interval (Wilson)", "median error mm", "median p95 mm"]
+    tables = [markdown_table(head, cells)]
     tables.append(
         markdown_table(
             ["verdict", "number", "median error mm", "p90 mm", "more than 5 mm off", "%", "95 % interval (Wilson)"],
