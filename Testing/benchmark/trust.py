@@ -6,7 +6,8 @@ in seconds; rows of other networks, another simulator or another state of the co
 splits.json name the patients, whose anatomies and seeds are disjoint.
 
     python Testing/benchmark/trust.py --split calibration --choose   which features are worth having
-    python Testing/benchmark/trust.py --split calibration --fit      writes Resources/Models/uncertainty.json
+    python Testing/benchmark/trust.py --split calibration --fit      writes Resources/Models/uncertainty.json; with
+                                                                     --split all to both parts: none is left to judge by
     python Testing/benchmark/trust.py --split test [--page FILE]     coverage, sharpness, spoiled pairs
 """
 
@@ -65,24 +66,24 @@ DIAMETERS_MM, DEPTHS_MM, MOTIONS_MM = (16.0, 25.0), (20.0, 26.0), (2.5, 4.5)
 
 def main() -> int:
     arguments = _arguments()
-    pairs = [Pair("smoke", 0)] if arguments.smoke else _pairs(arguments.split)
     if arguments.smoke:
-        rows = [_row(pairs[0], arguments.device, True)]
-        print(json.dumps(rows[0]["tumours"][0], indent=1))
+        row = _row(Pair("smoke", 0), arguments.device, True)
+        print(json.dumps(row["tumours"][0], indent=1))
         return 0
-    kept = _Kept((arguments.keep or ROWS) / f"{arguments.split}.jsonl", arguments.any_code)
-    rows = _measured(pairs, kept, arguments)
+    rows = [row for part in _parts(arguments.split) for row in _measured(part, arguments)]
     if arguments.choose:
         return _chosen(_sound(rows))
     if arguments.fit:
         CALIBRATION.write_text(_fitted(rows, arguments.split).to_json(), encoding="utf-8")
-        print(f"Written: {CALIBRATION}")
+        print(f"Written: {CALIBRATION}. What follows is of the tumours that it was fitted to, but for this table:\n")
+        print(_cross_fitted(_sound(rows)))
     return _evaluated(rows, arguments)
 
 
 def _arguments():
     options = parser(__doc__.splitlines()[0])
-    options.add_argument("--split", choices=("calibration", "test"), default="test")
+    options.add_argument("--split", choices=("calibration", "test", "all"), default="test", help="all: both parts, to "
+                         "fit to (default: test)")  # fmt: skip
     options.add_argument("--choose", action="store_true", help="add feature by feature what tells the error best")
     options.add_argument("--fit", action="store_true", help="fit the calibration to these rows and write it")
     page_options(options)
@@ -92,6 +93,10 @@ def _arguments():
     arguments = options.parse_args()
     check_page_options(arguments)
     return arguments
+
+
+def _parts(split: str) -> tuple[str, ...]:
+    return ("calibration", "test") if split == "all" else (split,)
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -150,10 +155,11 @@ class _Kept:
         partial.replace(self.path)
 
 
-def _measured(pairs: list[Pair], kept: _Kept, arguments) -> list[dict]:
+def _measured(part: str, arguments) -> list[dict]:
+    pairs, kept = _pairs(part), _Kept((arguments.keep or ROWS) / f"{part}.jsonl", arguments.any_code)
     if kept.codes - {_code()}:
         print(f"Some rows are of other code than this: {', '.join(sorted(kept.codes))}; this is {_code()}.")
-    dropout = arguments.split == "test"  # a comparison, for the table
+    dropout = part == "test"  # a comparison, for the table
     missing = [pair for pair in pairs if pair.name not in kept.rows]
     failed: list[str] = []
     fresh = get_context("spawn")  # a forked process cannot use the GPU
@@ -234,10 +240,29 @@ def _fitted(rows: list[dict], split: str) -> Calibration:
         doubt_names=(*NAMES, *DERIVED),
         models=_models(),
         simulator=VERSION,
-        data=f"part {split}: {len(sound)} tumours of {patients} simulated patients (simulated MR), "
+        data=f"{_named(split)}: {len(sound)} tumours of {patients} simulated patients (simulated MR), "
         f"{len(spoiled)} of {len({row['patient'] for row, _ in spoiled})} spoiled pairs; preset balanced; code "
         f"{' and '.join(sorted({row['code'] for row in rows}))}",
     )
+
+
+def _named(split: str) -> str:
+    return f"part{'s' if split == 'all' else ''} {' and '.join(_parts(split))}"
+
+
+def _cross_fitted(sound: list[tuple[dict, dict]]) -> str:
+    """Coverage and size of p95 where each patient's is from a fit to the others, as a table."""
+    ratios = cross_fitted_ratios([(r["patient"], _features(t), t["error_mm"]) for r, t in sound], OF_THE_ERROR, 10, 0)
+    error = np.array([t["error_mm"] for _, t in sound])
+    p95 = error / ratios * conformal_quantile(ratios, 0.95)
+    made_of = np.array([row["patient"].split("-")[0] for row, _ in sound])
+    motion = np.array([t["motion_mm"] for _, t in sound])
+    shown = [("all", made_of != ""), *((name, made_of == kind) for kind, name in MADE_OF.items()),
+             (f"motion {MOTIONS_MM[1]:g} mm and above", motion >= MOTIONS_MM[1])]  # fmt: skip
+    cells = [[name, *_coverage((error <= p95)[which]), float(np.median(p95[which]) / np.median(error[which]))]
+             for name, which in shown if which.any()]  # fmt: skip
+    head = ["cross-fitted by patient", "number", "within p95 %", "95 % interval", "median p95 over median error"]
+    return markdown_table(head, cells)
 
 
 def _chosen(sound: list[tuple[dict, dict]]) -> int:
@@ -276,6 +301,8 @@ def _evaluated(rows: list[dict], arguments) -> int:
     calibration = Calibration.read(CALIBRATION)
     if calibration.models != _models() or calibration.simulator != VERSION:
         raise InputError(f"{CALIBRATION.name} belongs to other networks or another simulator; run with --fit first.")
+    if arguments.page and arguments.split == "test" and calibration.data.startswith(_named("all")):
+        raise InputError(f"{CALIBRATION.name} was fitted to this part too: a page needs patients that are new to it.")
     judged = [_judged(row, t, calibration) for row, t in _sound(rows)]
     spoiled = [_judged(row, t, calibration) for row, t in _spoiled(rows)]
     error, p50, p95 = (np.array([j[name] for j in judged]) for name in ("error", "p50", "p95"))
@@ -358,8 +385,8 @@ def _evaluated(rows: list[dict], arguments) -> int:
         Bar("ensemble over registration, s", ratio, 2.0, at_least=False),
     ]
     data = (
-        f"{len(judged)} tumours of {patients} simulated patients (simulated MR, simulator {VERSION}), part "
-        f"{arguments.split} of splits.json; {sum(len(found) for found in pairs.values())} spoiled pairs; "
+        f"{len(judged)} tumours of {patients} simulated patients (simulated MR, simulator {VERSION}), "
+        f"{_named(arguments.split)} of splits.json; {sum(len(found) for found in pairs.values())} spoiled pairs; "
         f"code {' and '.join(sorted({row['code'] for row in rows}))}. Motion is what alignment leaves of it. "
         f"Calibration: {calibration.data}"
     )

@@ -109,7 +109,7 @@ def test_the_probability_lies_round_the_labels(assessed):
 
 
 def test_the_report_shows_it(assessed):
-    page = (assessed[0] / "report.html").read_text()
+    page = (assessed[0] / "report.html").read_text(encoding="utf-8")
     assert "95 of 100" in page
     assert page.count('class="likely"') >= 2 * 3  # two tumours, three planes, at least one level each
     result = json.loads((assessed[0] / "result.json").read_text())

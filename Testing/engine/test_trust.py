@@ -3,12 +3,14 @@
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest, spearmanr
 
+from weaktumour.errors import InputError
 from weaktumour.evaluation import trust
 from weaktumour.evaluation.trust import SPOILINGS, Pair, simulate
 
@@ -155,3 +157,20 @@ def test_the_page_says_what_became_of_each_verdict(tmp_path, capsys):
     assert float(after["all"][1]) < float(before["all"][1])
     assert after["approximate"] == before["approximate"]
     capsys.readouterr()
+
+
+def test_no_page_of_patients_that_the_calibration_was_fitted_to(tmp_path, monkeypatch):
+    import trust as script
+
+    known = script.Calibration.read(script.CALIBRATION)
+    rows = [json.loads(line) for line in (script.ROWS / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    arguments = Namespace(split="test", page=tmp_path / "p.md", remarks=None, out=None, smoke=True)
+    for data, refused in (("parts calibration and test: 740 tumours", True), ("part calibration: 340 tumours", False)):
+        calibration = replace(known, data=data)
+        monkeypatch.setattr(script.Calibration, "read", lambda path, calibration=calibration: calibration)
+        if refused:
+            with pytest.raises(InputError, match="was fitted to this part too"):
+                script._evaluated(rows, arguments)
+        else:
+            script._evaluated(rows, arguments)
+        assert arguments.page.exists() is not refused
