@@ -74,8 +74,8 @@ def main() -> int:
     if arguments.choose:
         return _chosen(_sound(rows))
     if arguments.fit:
-        CALIBRATION.write_text(_fitted(rows, arguments.split).to_json(), encoding="utf-8")
-        print(f"Written: {CALIBRATION}. What follows is of the tumours that it was fitted to, but for this table:\n")
+        arguments.calibration.write_text(_fitted(rows, arguments.split).to_json(), encoding="utf-8")
+        print(f"Written: {arguments.calibration}.\nOf tumours that it was fitted to is all but this table:\n")
         print(_cross_fitted(_sound(rows)))
     return _evaluated(rows, arguments)
 
@@ -86,6 +86,8 @@ def _arguments():
                          "fit to (default: test)")  # fmt: skip
     options.add_argument("--choose", action="store_true", help="add feature by feature what tells the error best")
     options.add_argument("--fit", action="store_true", help="fit the calibration to these rows and write it")
+    options.add_argument("--calibration", type=Path, default=CALIBRATION, metavar="FILE.json", help="what to fit or to "
+                         "judge (default: the shipped one)")  # fmt: skip
     page_options(options)
     options.add_argument("--processes", type=int, default=2, help="pairs at a time, one thread each (default: 2)")
     options.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
@@ -298,11 +300,12 @@ def _loss(entries: list, names: tuple[str, ...], level: float = 0.95) -> float:
 
 # -- evaluation -----------------------------------------------------------------------------------------------------
 def _evaluated(rows: list[dict], arguments) -> int:
-    calibration = Calibration.read(CALIBRATION)
+    file = arguments.calibration
+    calibration = Calibration.read(file)
     if calibration.models != _models() or calibration.simulator != VERSION:
-        raise InputError(f"{CALIBRATION.name} belongs to other networks or another simulator; run with --fit first.")
+        raise InputError(f"{file.name} belongs to other networks or another simulator; run with --fit first.")
     if arguments.page and arguments.split == "test" and calibration.data.startswith(_named("all")):
-        raise InputError(f"{CALIBRATION.name} was fitted to this part too: a page needs patients that are new to it.")
+        raise InputError(f"{file.name} was fitted to this part too: a page needs patients that are new to it.")
     judged = [_judged(row, t, calibration) for row, t in _sound(rows)]
     spoiled = [_judged(row, t, calibration) for row, t in _spoiled(rows)]
     error, p50, p95 = (np.array([j[name] for j in judged]) for name in ("error", "p50", "p95"))
@@ -316,6 +319,7 @@ def _evaluated(rows: list[dict], arguments) -> int:
     ]
     made_of = np.array([j["patient"].split("-")[0] for j in judged])
     shown += [(name, made_of == kind) for kind, name in MADE_OF.items() if (made_of == kind).any()]
+    shown += [(f"{name}, but for the real CT", which & (made_of != "ct")) for name, which in (shown[0], strata[-1])]
     cells = [
         [name, *_coverage(held[which]), float(np.median(error[which])), float(np.median(p95[which]))]
         for name, which in shown

@@ -137,7 +137,14 @@ def test_the_page_says_what_became_of_each_verdict(tmp_path, capsys):
     remarks.write_text("Known better since.\n")
 
     def page(name: str) -> dict[str, list[str]]:
-        arguments = Namespace(split="calibration", page=tmp_path / name / "p.md", remarks=remarks, out=None, smoke=True)
+        arguments = Namespace(
+            split="calibration",
+            page=tmp_path / name / "p.md",
+            remarks=remarks,
+            out=None,
+            smoke=True,
+            calibration=script.CALIBRATION,
+        )
         script._evaluated(rows, arguments)
         written = arguments.page.read_text(encoding="utf-8")
         assert written.endswith("Known better since.\n")
@@ -164,7 +171,9 @@ def test_no_page_of_patients_that_the_calibration_was_fitted_to(tmp_path, monkey
 
     known = script.Calibration.read(script.CALIBRATION)
     rows = [json.loads(line) for line in (script.ROWS / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    arguments = Namespace(split="test", page=tmp_path / "p.md", remarks=None, out=None, smoke=True)
+    arguments = Namespace(
+        split="test", page=tmp_path / "p.md", remarks=None, out=None, smoke=True, calibration=script.CALIBRATION
+    )
     for data, refused in (("parts calibration and test: 740 tumours", True), ("part calibration: 340 tumours", False)):
         calibration = replace(known, data=data)
         monkeypatch.setattr(script.Calibration, "read", lambda path, calibration=calibration: calibration)

@@ -42,7 +42,7 @@ def mixed_precision(device: torch.device) -> AbstractContextManager:
 
 
 def cpu_computes_in_bfloat16() -> bool:
-    """Whether this CPU is made for it; on another one a convolution in bfloat16 takes a hundred times as long."""
+    """Whether this CPU is made for it; another one imitates it, many times more slowly."""
     # Not in torch's documentation; a version without it computes in full precision.
     made_for_it = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(torch.backends.mkldnn.is_available() and made_for_it and made_for_it())

@@ -8,6 +8,7 @@ against the truth of their cases where there is one, with what the results said 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def _of_result(folder: Path, truth_folder: Path | None) -> list[Structure]:
     return structures
 
 
-def page(structures: list[Structure], picture: str | None, absent_from_data: list[str] = ()) -> str:
+def page(structures: list[Structure], picture: str | None, absent_from_data: Sequence[str] = ()) -> str:
     """Markdown: by visibility, and by verdict. absent_from_data: results that are left out."""
     groups: dict[str, list[Structure]] = {}
     for structure in structures:

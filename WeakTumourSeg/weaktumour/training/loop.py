@@ -89,7 +89,7 @@ def train(task: Task, config: Config, folder: str | Path, *, until: int | None =
             and not cpu_computes_in_bfloat16()
         ):
             print(
-                "This CPU does not compute in bfloat16 but imitates it, a hundred times more slowly: stop, set the "
+                "This CPU does not compute in bfloat16 but imitates it, many times more slowly: stop, set the "
                 "precision under computing to 32-true, and start again; what has been learnt is kept.",
                 flush=True,
             )
