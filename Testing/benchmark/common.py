@@ -41,10 +41,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def use_cores(cores: int) -> None:
-    """Hold this process and every command it starts to so many cores, where the system allows it."""
+def use_cores(cores: int, number: int = 0) -> None:
+    """Hold this process and every command it starts to so many cores, where the system allows it. number: of one of
+    several that run beside each other, each on cores of its own as long as there are enough.
+    """
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[(number * cores + i) % len(allowed)] for i in range(cores)})
 
 
 @contextmanager

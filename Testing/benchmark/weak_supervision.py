@@ -110,7 +110,7 @@ _FOUND = 0.2  # share of a tumour that has to be covered
 
 def main() -> int:
     arguments = _arguments()
-    use_cores(arguments.cores)
+    use_cores(arguments.cores, arguments.fold or 0)
     torch.set_num_threads(arguments.cores)
     methods = _methods(arguments)
     splits = json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))["weak_supervision"]

@@ -1,6 +1,7 @@
 """The benchmark: who is in it, what its tables say of given figures, and that a stopped run goes on."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -305,3 +306,19 @@ def test_a_cohorts_rows_belong_to_its_files(tmp_path):
     assert benchmark._key(plan, patient, "affine") == before
     (tmp_path / "case" / "ct_labels.nii.gz").write_bytes(b"corrected")
     assert benchmark._key(plan, patient, "affine") != before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen on this system")
+def test_processes_beside_each_other_get_cores_of_their_own():
+    """Two folds that share a core take twice as long while the other one idles."""
+    code = (
+        "import os, sys; from common import use_cores; use_cores(1, int(sys.argv[1])); print(os.sched_getaffinity(0))"
+    )
+    folder = Path(__file__).parents[1] / "benchmark"
+    kept = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(number)], cwd=folder, capture_output=True, text=True, check=True
+        )
+        for number in range(2)
+    ]
+    assert len({process.stdout for process in kept}) == min(2, len(os.sched_getaffinity(0)))
