@@ -3,11 +3,9 @@
 Rows (a registration with its uncertainty against the truth, `weaktumour.evaluation.trust`) take a minute each on a
 core. They are kept, one line each, in `Testing/benchmark/trust/PART.jsonl`, so that figures can be made again from them
 in seconds; rows of other networks, another simulator or another state of the code are made anew. The parts `trust` of
-splits.json name the patients, whose anatomies and seeds are disjoint.
+splits.json name the patients, whose anatomies and seeds are disjoint, but for the whole real CT, of which there is one.
 
-    python Testing/benchmark/trust.py --split calibration --choose   which features are worth having
-    python Testing/benchmark/trust.py --split calibration --fit      writes Resources/Models/uncertainty.json; with
-                                                                     --split all to both parts: none is left to judge by
+    python Testing/benchmark/trust.py --split calibration --fit      writes Resources/Models/uncertainty.json
     python Testing/benchmark/trust.py --split test [--page FILE]     coverage, sharpness, spoiled pairs
 """
 
@@ -46,18 +44,27 @@ from weaktumour.uncertainty.calibration import (
     DERIVED,
     FILE,
     LEVELS,
-    OF_THE_ERROR,
     Calibration,
     conformal_quantile,
     cross_fitted_ratios,
     fit,
 )
 from weaktumour.uncertainty.features import NAMES
-from weaktumour.volumes import read_volume
+from weaktumour.volumes import Volume, read_volume
 
 _MAKES = ("ensemble", "evidence", "features")
 # How the pairs' names begin.
-MADE_OF = {"phantom": "phantoms", "map": "livers of label maps", "ct": "real CT"}
+MADE_OF = {
+    "phantom-": "phantoms",
+    "map-": "livers of label maps",
+    "ct-chaos_ct-": "real CT (CHAOS)",
+    "ct-totalsegmentator_examples-": "real CT, a slab (TotalSegmentator)",
+}
+# Image and labels of each in the shared data, and the label's value that is liver.
+REAL_CT = {
+    "chaos_ct": ("ct.nii.gz", "liver.nii.gz", 1),
+    "totalsegmentator_examples": ("example_ct_sm.nii.gz", "example_seg.nii.gz", 5),
+}
 ROWS = Path(__file__).with_name("trust")
 CALIBRATION = REPOSITORY / "WeakTumourSeg" / "Resources" / "Models" / FILE
 # About thirds of the calibration part.
@@ -70,11 +77,9 @@ def main() -> int:
         row = _row(Pair("smoke", 0), arguments.device, True)
         print(json.dumps(row["tumours"][0], indent=1))
         return 0
-    rows = [row for part in _parts(arguments.split) for row in _measured(part, arguments)]
-    if arguments.choose:
-        return _chosen(_sound(rows))
+    rows = _measured(arguments.split, arguments)
     if arguments.fit:
-        arguments.calibration.write_text(_fitted(rows, arguments.split).to_json(), encoding="utf-8")
+        arguments.calibration.write_text(_fitted(rows).to_json(), encoding="utf-8")
         print(f"Written: {arguments.calibration}.\nOf tumours that it was fitted to is all but this table:\n")
         print(_cross_fitted(_sound(rows)))
     return _evaluated(rows, arguments)
@@ -82,9 +87,7 @@ def main() -> int:
 
 def _arguments():
     options = parser(__doc__.splitlines()[0])
-    options.add_argument("--split", choices=("calibration", "test", "all"), default="test", help="all: both parts, to "
-                         "fit to (default: test)")  # fmt: skip
-    options.add_argument("--choose", action="store_true", help="add feature by feature what tells the error best")
+    options.add_argument("--split", choices=("calibration", "test"), default="test", help="default: test")
     options.add_argument("--fit", action="store_true", help="fit the calibration to these rows and write it")
     options.add_argument("--calibration", type=Path, default=CALIBRATION, metavar="FILE.json", help="what to fit or to "
                          "judge (default: the shipped one)")  # fmt: skip
@@ -94,11 +97,9 @@ def _arguments():
     options.add_argument("--any-code", action="store_true", help="take rows of another state of the code as they are")
     arguments = options.parse_args()
     check_page_options(arguments)
+    if arguments.fit and arguments.split != "calibration":
+        options.error("--fit goes with --split calibration: a part that was fitted to can judge nothing")
     return arguments
-
-
-def _parts(split: str) -> tuple[str, ...]:
-    return ("calibration", "test") if split == "all" else (split,)
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -111,13 +112,15 @@ def _pairs(split: str) -> list[Pair]:
         path = data / "label_maps" / f"{entry['map']}.nii.gz"
         sound.append(Pair(f"map-{entry['map']}-{entry['seed']}", entry["seed"], read_label_map(path), entry["map"]))
     for entry in named["real_ct"]:
-        folder = data / entry["image"]
-        ct = read_volume(folder / "ct.nii.gz", "CT"), read_volume(folder / "liver.nii.gz", "CT labels")
-        sound.append(Pair(f"ct-{entry['image']}-{entry['seed']}", entry["seed"], ct=ct, label_map_name=entry["image"]))
+        name, (image, labels, liver) = entry["image"], REAL_CT[entry["image"]]
+        labels = read_volume(data / name / labels, "CT labels")
+        ct = read_volume(data / name / image, "CT"), Volume((labels.array == liver).astype(np.uint8), labels.grid)
+        sound.append(Pair(f"ct-{name}-{entry['seed']}", entry["seed"], ct=ct, label_map_name=name))
     sound = [sound[i] for i in np.random.default_rng(0).permutation(len(sound))]
     spoiled = [
         Pair(f"{kind}-{seed}", seed, spoiling=kind, other_seed=seed + 1)
-        for seed in range(named["spoiled"]["first"], named["spoiled"]["first"] + 2 * named["spoiled"]["of_each"], 2)
+        for drawn in named["spoiled"]
+        for seed in range(drawn["first"], drawn["first"] + 2 * drawn["of_each"], 2)
         for kind in SPOILINGS
     ]
     longer, shorter = (sound, spoiled) if len(sound) >= len(spoiled) else (spoiled, sound)
@@ -232,70 +235,35 @@ def _spoiled(rows: list[dict]) -> list[tuple[dict, dict]]:
     return [(row, t) for row in rows if row["spoiling"] for t in row["tumours"] if t["inside_ct"]]
 
 
-def _fitted(rows: list[dict], split: str) -> Calibration:
+def _fitted(rows: list[dict]) -> Calibration:
     sound, spoiled = _sound(rows), _spoiled(rows)
     patients = len({row["patient"] for row, _ in sound})
     return fit(
         [(row["patient"], _features(t), t["error_mm"]) for row, t in sound],
         [(row["patient"], _features(t)) for row, t in spoiled],
-        OF_THE_ERROR,
+        NAMES,
         doubt_names=(*NAMES, *DERIVED),
         models=_models(),
         simulator=VERSION,
-        data=f"{_named(split)}: {len(sound)} tumours of {patients} simulated patients (simulated MR), "
+        data=f"part calibration: {len(sound)} tumours of {patients} simulated patients (simulated MR), "
         f"{len(spoiled)} of {len({row['patient'] for row, _ in spoiled})} spoiled pairs; preset balanced; code "
         f"{' and '.join(sorted({row['code'] for row in rows}))}",
     )
 
 
-def _named(split: str) -> str:
-    return f"part{'s' if split == 'all' else ''} {' and '.join(_parts(split))}"
-
-
 def _cross_fitted(sound: list[tuple[dict, dict]]) -> str:
     """Coverage and size of p95 where each patient's is from a fit to the others, as a table."""
-    ratios = cross_fitted_ratios([(r["patient"], _features(t), t["error_mm"]) for r, t in sound], OF_THE_ERROR, 10, 0)
+    entries = [(row["patient"], _features(t), t["error_mm"]) for row, t in sound]
+    ratios, patients = cross_fitted_ratios(entries, NAMES, 10, 0)
     error = np.array([t["error_mm"] for _, t in sound])
-    p95 = error / ratios * conformal_quantile(ratios, 0.95)
-    made_of = np.array([row["patient"].split("-")[0] for row, _ in sound])
+    p95 = error / ratios * conformal_quantile(ratios, patients, 0.95)
     motion = np.array([t["motion_mm"] for _, t in sound])
-    shown = [("all", made_of != ""), *((name, made_of == kind) for kind, name in MADE_OF.items()),
+    shown = [("all", np.ones(len(sound), dtype=bool)), *_by_image(patients),
              (f"motion {MOTIONS_MM[1]:g} mm and above", motion >= MOTIONS_MM[1])]  # fmt: skip
     cells = [[name, *_coverage((error <= p95)[which]), float(np.median(p95[which]) / np.median(error[which]))]
-             for name, which in shown if which.any()]  # fmt: skip
+             for name, which in shown]  # fmt: skip
     head = ["cross-fitted by patient", "number", "within p95 %", "95 % interval", "median p95 over median error"]
     return markdown_table(head, cells)
-
-
-def _chosen(sound: list[tuple[dict, dict]]) -> int:
-    """Greedy selection among all features, by the cross-fitted pinball loss of log p95: low where p95 is small and
-    still holds. Stops where no feature takes a two-hundredth off it.
-    """
-    entries = [(row["patient"], _features(t), t["error_mm"]) for row, t in sound]
-    left, taken, best = [*NAMES, *DERIVED], [], np.inf
-    print(f"OF_THE_ERROR as it is: {_loss(entries, OF_THE_ERROR):.4f}")
-    while left:
-        losses = {name: _loss(entries, (*taken, name)) for name in left}
-        name = min(losses, key=losses.get)
-        if losses[name] > 0.995 * best:
-            break
-        best = losses[name]
-        taken.append(name)
-        left.remove(name)
-        print(f"{best:.4f} with {name}", flush=True)
-    print("OF_THE_ERROR =", tuple(taken))
-    return 0
-
-
-def _loss(entries: list, names: tuple[str, ...], level: float = 0.95) -> float:
-    """Mean over three ways to make the folds."""
-    losses = []
-    for seed in range(3):
-        # log(error) - log(p95); cross_fitted_ratios gives error over scale.
-        above = np.log(np.maximum(cross_fitted_ratios(entries, names, 10, seed), 1e-3))
-        above -= np.log(conformal_quantile(np.exp(above), level))
-        losses.append(float(np.mean(np.where(above > 0, level * above, (level - 1) * above))))
-    return float(np.mean(losses))
 
 
 # -- evaluation -----------------------------------------------------------------------------------------------------
@@ -304,8 +272,6 @@ def _evaluated(rows: list[dict], arguments) -> int:
     calibration = Calibration.read(file)
     if calibration.models != _models() or calibration.simulator != VERSION:
         raise InputError(f"{file.name} belongs to other networks or another simulator; run with --fit first.")
-    if arguments.page and arguments.split == "test" and calibration.data.startswith(_named("all")):
-        raise InputError(f"{file.name} was fitted to this part too: a page needs patients that are new to it.")
     judged = [_judged(row, t, calibration) for row, t in _sound(rows)]
     spoiled = [_judged(row, t, calibration) for row, t in _spoiled(rows)]
     error, p50, p95 = (np.array([j[name] for j in judged]) for name in ("error", "p50", "p95"))
@@ -317,9 +283,10 @@ def _evaluated(rows: list[dict], arguments) -> int:
     shown += [
         (f"{look} in the CT", looks == look) for look in ("invisible", "faint", "visible") if (looks == look).any()
     ]
-    made_of = np.array([j["patient"].split("-")[0] for j in judged])
-    shown += [(name, made_of == kind) for kind, name in MADE_OF.items() if (made_of == kind).any()]
-    shown += [(f"{name}, but for the real CT", which & (made_of != "ct")) for name, which in (shown[0], strata[-1])]
+    patients = np.array([j["patient"] for j in judged])
+    shown += _by_image(patients)
+    simulated = ~np.char.startswith(patients, "ct-")
+    shown += [(f"{name}, but for the real CTs", which & simulated) for name, which in (shown[0], strata[-1])]
     cells = [
         [name, *_coverage(held[which]), float(np.median(error[which])), float(np.median(p95[which]))]
         for name, which in shown
@@ -390,7 +357,7 @@ def _evaluated(rows: list[dict], arguments) -> int:
     ]
     data = (
         f"{len(judged)} tumours of {patients} simulated patients (simulated MR, simulator {VERSION}), "
-        f"{_named(arguments.split)} of splits.json; {sum(len(found) for found in pairs.values())} spoiled pairs; "
+        f"part {arguments.split} of splits.json; {sum(len(found) for found in pairs.values())} spoiled pairs; "
         f"code {' and '.join(sorted({row['code'] for row in rows}))}. Motion is what alignment leaves of it. "
         f"Calibration: {calibration.data}"
     )
@@ -419,6 +386,12 @@ def _judged(row: dict, tumour: dict, calibration: Calibration) -> dict:
             "doubt": calibration.doubt(features), "spread": features["spread"],
             "dropout": dict(enumerate(row["dropout_spread_mm"])).get(tumour["number"]), "error": tumour.get("error_mm"),
             **{name: tumour.get(name) for name in shown}}  # fmt: skip
+
+
+def _by_image(patients: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Which tumours are of patients that are made of what; patients: (n,) the pairs' names."""
+    found = [(name, np.char.startswith(patients, kind)) for kind, name in MADE_OF.items()]
+    return [(name, which) for name, which in found if which.any()]
 
 
 def _strata(judged: list[dict]) -> list[tuple[str, np.ndarray]]:

@@ -13,7 +13,16 @@ from weaktumour.labels import LIVER, TUMOUR, Label, LabelMap
 from weaktumour.progress import Monitor
 from weaktumour.registration.preparation import Scan
 from weaktumour.registration.refinement import Composed
-from weaktumour.uncertainty.calibration import Calibration, Linear, Term, conformal_quantile, cross_fitted_ratios, fit
+from weaktumour.uncertainty.calibration import (
+    Calibration,
+    Linear,
+    Term,
+    case_of,
+    conformal_quantile,
+    cross_fitted_ratios,
+    fit,
+    fit_error,
+)
 from weaktumour.uncertainty.ensemble import VARIANTS, place_of, run_ensemble, tumour_points
 from weaktumour.uncertainty.evidence import evidence, whole
 from weaktumour.uncertainty.regions import covariance_mm2, probability
@@ -56,7 +65,7 @@ def test_p95_holds_the_error_of_new_patients_in_95_per_cent():
 
 
 def test_the_model_finds_what_the_error_follows():
-    weights = {term.name: term.weight for term in calibrated().error.terms}
+    weights = {term.name: term.weight for term in calibrated().error["neither"].terms}
     assert weights["spread"] == pytest.approx(0.8, abs=0.1)
     assert abs(weights["contrast"]) < 0.1
 
@@ -84,17 +93,58 @@ def test_features_beyond_those_seen_are_held_to_their_range():
 
 
 def test_conformal_quantile_by_hand():
-    ratios = np.arange(1.0, 20.0)  # 19 values: the 95th percentile with correction is the 19th
-    assert conformal_quantile(ratios, 0.95) == 19.0
-    assert conformal_quantile(ratios, 0.5) == 10.0
-    assert conformal_quantile(np.array([3.0, 1.0]), 0.95) == 3.0
+    ratios, patients = np.arange(1.0, 20.0), np.arange(19)  # one tumour each: with correction the 19th of 19
+    assert conformal_quantile(ratios, patients, 0.95) == 19.0
+    assert conformal_quantile(ratios, patients, 0.9) == 18.0
+    assert conformal_quantile(ratios, patients, 0.5) == 10.0
+    assert conformal_quantile(np.array([3.0, 1.0]), np.arange(2), 0.95) == 3.0
+
+
+def test_conformal_quantile_takes_patients_as_equals_however_many_tumours_they_have():
+    # Three patients, a quarter each and a quarter beyond: two with one tumour, one with four.
+    ratios, patients = np.array([9.0, 7.0, 1.0, 2.0, 3.0, 4.0]), np.array([0, 1, 2, 2, 2, 2])
+    assert conformal_quantile(ratios, patients, 0.25) == 4.0
+    assert conformal_quantile(ratios, patients, 0.5) == 7.0
+    assert conformal_quantile(ratios, patients, 0.7) == 9.0
+
+
+def test_each_case_has_its_own_model_that_leans_on_the_others():
+    """Where the CT shows the tumour the error follows the contrast and not the spread; of the other cases, one is
+    plentiful and one too rare to be told from all.
+    """
+    rng = np.random.default_rng(0)
+    sound = []
+    for i in range(600):
+        spread, contrast = rng.normal(size=2)
+        seen, vessels = float(i % 3 == 0), np.nan if i % 100 == 1 else 0.5
+        log_error = (0.8 * contrast if seen else 0.8 * spread) + 0.2 * rng.normal() + 1.5 * (1 - seen)
+        features = {"spread": spread, "contrast": contrast, "seen": seen, "vessels": vessels}
+        sound.append((f"p{i}", features, float(np.exp(log_error))))
+    models = fit_error(sound, NAMES)
+    weights = {case: {term.name: term.weight for term in model.terms} for case, model in models.items()}
+    assert weights["seen"]["contrast"] > 0.5 > 0.3 > abs(weights["seen"]["spread"])
+    assert weights["vessels"]["spread"] > 0.5 > 0.3 > abs(weights["vessels"]["contrast"])
+    # Six tumours are no reason to differ from what all have in common.
+    assert 0.2 < weights["neither"]["spread"] < weights["vessels"]["spread"]
+    assert models["vessels"].constant - models["seen"].constant == pytest.approx(1.5, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("features", "case"),
+    [({"seen": 1.0, "vessels": np.nan}, "seen"), ({"seen": 0.0, "vessels": -0.1}, "vessels"),
+     ({"seen": 0.0, "vessels": np.nan}, "neither"), ({}, "neither")],
+)  # fmt: skip
+def test_what_there_is_to_go_by(features, case):
+    assert case_of(features) == case
 
 
 def test_no_patient_is_judged_by_a_model_that_learnt_from_it():
     """One patient whose feature lies: with its own tumours in the fit the ratio would be near 1."""
     sound = [(f"p{i}", {"spread": 0.0 if i else 1.0, "contrast": 0.0}, 1.0 if i else 100.0) for i in range(12)]
     sound = [entry for entry in sound for _ in range(5)]
-    assert cross_fitted_ratios(sound, NAMES, 12, 0).max() > 50
+    ratios, patients = cross_fitted_ratios(sound, NAMES, 12, 0)
+    assert ratios[patients == "p0"].min() > 50
+    assert [str(patient) for patient in patients] == [patient for patient, *_ in sound]
 
 
 def test_a_calibration_survives_its_file(tmp_path):
