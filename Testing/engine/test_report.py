@@ -309,6 +309,7 @@ def test_figures_get_words_and_units():
     assert figure("hd95_mm", 3.14159) == ("HD95", "3.14\u00a0mm")
     assert figure("inside_ct_fraction", 0.5) == ("Inside CT", "50\u00a0%")
     assert figure("folds", 0) == ("Folds", "0")
+    assert figure("jacobian_folds_in_body", 3) == ("Folds in the body (voxels)", "3")
     assert figure("dice", None) == ("Dice", "\u2013")
     assert number(-1234.5, 1) == "\u22121\u2009234.5"
 

@@ -71,7 +71,7 @@ def _summary(result: Json, wording: Wording) -> str:
             str(count),
             f"{assessed} with a position uncertainty" if assessed else "position uncertainty not assessed",
         ),
-        ("Start that won", wording.text(registration["start"]), f"stages kept: {wording.text(stages)}"),
+        ("Started from", wording.text(registration["start"]), f"stages kept: {wording.text(stages)}"),
         (
             "Score before \u2192 after",
             f"{number(similarity['before'], 3)} \u2192 {number(similarity['after'], 3)}",

@@ -36,7 +36,8 @@ TRUTH_COLOUR = "#ffffff"
 CT_WINDOW_HU = (-140.0, 260.0)  # level 60, width 400
 PICTURE_PIXELS = 320
 OVERVIEW_PIXELS = 400
-_LIKELY = (0.05, 0.5, 0.95)
+# Outer to inner, each with dashes of its own: they often lie close together.
+_LIKELY = {0.05: "1.5 3", 0.5: "6 3", 0.95: "none"}
 TUMOUR_FIELD_MM = 160.0
 _BODY_SAMPLES = 20_000
 
@@ -162,8 +163,8 @@ def region_rows(
     local.extra = colour_bar(scene.deformation)
     place = Row(
         "Position",
-        "On the CT: where the tumour lies with a probability of 5, 50 and 95 % (dashed, outer to inner), and the "
-        "ellipse that holds its centre in 95 of 100 cases (white).",
+        "On the CT: where the tumour lies with a probability of 5 (dotted), 50 (dashed) and 95 % (solid), and "
+        "the ellipse that holds its centre in 95 of 100 cases (white).",
     )
     assessed = tumour in scene.places and scene.likely is not None
     definitions = []
@@ -220,7 +221,10 @@ class _Layers:
         scene, view = self._scene, self._view
         colour = scene.tumour_colours[tumour]
         likely = slice_volume(scene.likely, view, 0.0)
-        parts = [self._path([likely], level, f'class="likely" stroke="{colour}"') for level in _LIKELY]
+        parts = [
+            self._path([likely], level, f'class="likely" stroke="{colour}" stroke-dasharray="{dashes}"')
+            for level, dashes in _LIKELY.items()
+        ]
         parts.append(self._path([ellipse_level(*scene.places[tumour], view)], 0.0, 'class="line" stroke="#fff"'))
         return self._group("lines-place", "".join(parts))
 

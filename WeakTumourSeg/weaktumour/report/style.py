@@ -53,7 +53,7 @@ border-radius:8px;padding:7px 18px;margin:0 0 16px;font-size:13.5px}
 .store{position:absolute}.mr{opacity:var(--mr)}.nolines .lines{display:none}
 .line,.casing,.truth,.likely,.edge,.scale{fill:none;vector-effect:non-scaling-stroke;stroke-linejoin:round}
 .line{stroke-width:1.6px}.casing{stroke:#000;stroke-opacity:.55;stroke-width:3.2px}
-.truth{stroke-width:1.5px;stroke-dasharray:5 4}.likely{stroke-width:1.4px;stroke-dasharray:6 3}
+.truth{stroke-width:1.5px;stroke-dasharray:5 4}.likely{stroke-width:1.4px}
 .edge{stroke:#9fb3c8;stroke-width:1px;stroke-dasharray:1.5 3.5}.scale{stroke:#fff;stroke-width:1.6px}
 .marks text{fill:#fff;stroke:#000;stroke-opacity:.75;stroke-width:2.6px;paint-order:stroke;
 font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}

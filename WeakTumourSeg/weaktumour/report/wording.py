@@ -98,6 +98,15 @@ _ABBREVIATIONS = {
 }
 
 
+# Those whose name says too little by itself.
+_EXPLAINED = {
+    "unlikeness": "Unlikeness of MRI and CT (1: unrelated)",
+    "vessel_agreement": "Agreement of the livers' vessels (correlation)",
+    "inverse_consistency_mm": "Inverse consistency, largest in the liver",
+    "jacobian_folds_in_body": "Folds in the body (voxels)",
+}
+
+
 def figure(name: str, value: Any) -> tuple[str, str]:
     """A figure's key and value -> its words and its number with unit: ("hd95_mm", 3.1) -> ("HD95", "3.10 mm")."""
     unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
@@ -109,6 +118,8 @@ def figure(name: str, value: Any) -> tuple[str, str]:
         shown = number(value, digits, unit)
     else:
         shown = {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    if name in _EXPLAINED:
+        return _EXPLAINED[name], shown
     words = [_ABBREVIATIONS.get(word, word) for word in stem.split("_")]
     words[0] = words[0][:1].upper() + words[0][1:]
     return " ".join(words), shown
