@@ -43,7 +43,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def use_cores(cores: int, number: int = 0) -> None:
     """Hold this process and every command it starts to so many cores, where the system allows it. number: of one of
-    several that run beside each other, each on cores of its own as long as there are enough.
+    several that run beside each other; neighbours get cores of their own where there are enough.
     """
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))

@@ -4,9 +4,9 @@
 
 With --smoke it only checks that the kept file is what it would write.
 
-Made once, before the first training; kept so that anyone can see how. By anatomy, never by seed alone: maps that look
-like one patient (liver Dice above 0.87 with the centroids laid over each other; strangers reach 0.865) must lie in one
-part, or the script stops.
+The parts of label_maps were made once, before the first training; kept so that anyone can see how. By anatomy, never by
+seed alone: maps that look like one patient (liver Dice above 0.87 with the centroids laid over each other; strangers
+reach 0.865) must lie in one part, or the script stops.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def main() -> None:
             "real_ct": [],
         },
         # Of the uncertainty (trust.py): patients with many tumours each, and seeds of pairs that are spoiled. A first
-        # test part (900000 to 939999 here) was looked at and calibrates since; the anatomies of the second are new to
-        # the calibration but for the one whole real CT that there is.
+        # test part was looked at; what is left of it (phantoms 900000 on, maps 932000 on, spoiled ones 936000 on) and
+        # the whole real CT calibrate since. The fit knows no anatomy of the second but that CT's; of its label maps
+        # the first one had other patients.
         "trust": {
             "calibration": {
                 "phantoms": [*range(930_000, 930_040), *range(900_000, 900_040)],
@@ -132,7 +133,7 @@ def main() -> None:
 
 
 def halves(maps: list[str]) -> tuple[list[str], list[str]]:
-    """Of each source the first and the second half, by name: neighbours, who may be one patient, stay together."""
+    """Of each source the first and the second half, by name: most neighbours, who may be one patient, stay together."""
     first, second = [], []
     for source in TEST_SHARE:
         found = [name for name in maps if name.startswith(source)]

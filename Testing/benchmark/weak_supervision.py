@@ -9,8 +9,8 @@ has seen more than this cohort. Our UNets' answers are cleaned by `weaktumour.se
 published one's is a raw argmax, as published.
 
 Of each: the liver and the tumours that its UNet finds in the CT, what that UNet claims where the CT shows nothing, and
-the MRI's labels as propagated with its networks. To use two cores, start it once for each of two folds, then once
-without --fold for the table. With --keep, a training that was stopped goes on. Finished figures go to
+the MRI's labels as propagated with its networks. To use two cores, start it for two folds that follow each other, then
+once without --fold for the table. With --keep, a training that was stopped goes on. Finished figures go to
 `Testing/benchmark/weak_supervision` (--rows) and are not made again, so that the experiment can take several sessions;
 the four methods that share a fold's start go there together. --scale multiplies all numbers of steps; --settings names
 a JSON file of settings. Figures that were made with other settings are refused; --smoke keeps to DIR/smoke.

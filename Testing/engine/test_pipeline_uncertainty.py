@@ -64,7 +64,7 @@ def test_each_tumour_gets_a_radius_a_covariance_and_a_verdict(assessed):
     result = json.loads((assessed[0] / "result.json").read_text())
     jsonschema.validate(result, load_schema())
     assert result["timings_s"]["uncertainty"] > 0
-    if sys.platform != "win32":
+    if sys.platform == "linux":
         assert 100 < result["peak_memory_mb"] < 50_000
     assert {"id": "uncertainty", "role": "uncertainty"}.items() <= result["models"][-1].items()
     assert result["models"][-1]["file"] == FILE

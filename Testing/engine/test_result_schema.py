@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -201,3 +202,14 @@ def test_truth_takes_what_the_evaluation_returns():
     assert set(truth.labels) == {2, 3}
     assert truth.labels[2]["dice"] == truth.whole_liver["dice"] == 1.0
     assert "centroid_lps_mm" not in truth.labels[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's high-water mark")
+def test_peak_memory_is_the_workers_and_not_that_of_what_started_it():
+    """Slicer holds gigabytes when it starts the worker."""
+    child = "from weaktumour.result import peak_memory_mb; held = bytearray(60_000_000); print(peak_memory_mb())"
+    parent = (
+        f"import subprocess, sys; held = bytes(b'1') * 600_000_000; subprocess.run([sys.executable, '-c', {child!r}])"
+    )
+    told = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True).stdout
+    assert 60 < float(told) < 400

@@ -94,7 +94,10 @@ def test_the_parts_share_no_patient():
     assert not seeds(calibration) & seeds(test)
     known, unseen = ({entry["map"] for entry in part["label_maps"]} for part in (calibration, test))
     assert not known & unseen
-    assert not (known | unseen) & set(content["label_maps"]["train"])  # the networks know those
+    assert unseen <= set(content["label_maps"]["test"])
+    assert not known & set(content["label_maps"]["train"])  # the networks know those
+    images = ({entry["image"] for entry in part["real_ct"]} for part in (calibration, test))
+    assert set.intersection(*images) == {"chaos_ct"}  # the only whole one
     # The issue's 80 patients with 5 tumours each are new in their anatomy too: no real CT among them.
     assert len(test["phantoms"]) + len(test["label_maps"]) >= 80
     assert sum(drawn["of_each"] for drawn in test["spoiled"]) >= 20
@@ -114,6 +117,27 @@ def test_rows_of_other_code_are_made_anew(tmp_path):
     assert list(lenient.rows) == ["mine", "old"]
     lenient.tidy()
     assert [json.loads(line)["patient"] for line in path.read_text().splitlines()] == ["mine", "old"]
+
+
+def test_the_kept_rows_are_those_of_the_calibration_part(shared_data):
+    """Else the command that is to give the shipped calibration would first make hours of rows, and give another."""
+    from trust import CALIBRATION, ROWS, Calibration, _pairs
+
+    text = (ROWS / "calibration.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert sorted(row["patient"] for row in rows) == sorted(pair.name for pair in _pairs("calibration"))
+    sound = [row for row in rows if row["spoiling"] is None]
+    assert f" of {len(sound)} simulated patients" in Calibration.read(CALIBRATION).data
+
+
+def test_whose_liver_a_pair_shows():
+    from trust import _anatomy
+
+    assert _anatomy("phantom-930001") != _anatomy("phantom-930002")
+    assert (
+        _anatomy("map-lits_lits-103-931001") == _anatomy("map-lits_lits-103-931101") != _anatomy("map-lits_lits-10-1")
+    )
+    assert _anatomy("ct-chaos_ct-933000") == _anatomy("ct-chaos_ct-933023")
 
 
 def test_rows_keep_five_digits():

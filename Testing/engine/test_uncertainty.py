@@ -139,7 +139,7 @@ def test_what_there_is_to_go_by(features, case):
 
 
 def test_no_patient_is_judged_by_a_model_that_learnt_from_it():
-    """One patient whose feature lies: with its own tumours in the fit the ratio would be near 1."""
+    """One patient whose feature lies: with its own tumours in the fit the ratio would be below 10."""
     sound = [(f"p{i}", {"spread": 0.0 if i else 1.0, "contrast": 0.0}, 1.0 if i else 100.0) for i in range(12)]
     sound = [entry for entry in sound for _ in range(5)]
     ratios, patients = cross_fitted_ratios(sound, NAMES, 12, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -28,16 +27,6 @@ def choose_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("Device: this machine has no Apple GPU that PyTorch can use; choose --device cpu.")
     return torch.device(name)
-
-
-def peak_memory_mb() -> float | None:
-    """Most memory that this process has held so far, 10^6 bytes; None where the system does not say (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
 
 
 T = TypeVar("T")

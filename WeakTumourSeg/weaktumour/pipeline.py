@@ -19,7 +19,7 @@ import torch
 
 from . import result as results
 from .deformation import Affine, DisplacementField
-from .devices import choose_device, peak_memory_mb
+from .devices import choose_device
 from .errors import InputError, ModelError
 from .labels import (
     LIVER,
@@ -719,7 +719,7 @@ def _shown(
 
 def _write_result(folder: Path, content: results.Json, monitor: Monitor) -> None:
     content["timings_s"] = {**monitor.seconds, "total": sum(monitor.seconds.values())}
-    content["peak_memory_mb"] = peak_memory_mb()
+    content["peak_memory_mb"] = results.peak_memory_mb()
     results.write_result(folder / "result.json", content)
 
 
@@ -804,7 +804,7 @@ def _describe(
         ],
         run=run,
         timings_s=dict(monitor.seconds),
-        peak_memory_mb=peak_memory_mb(),
+        peak_memory_mb=results.peak_memory_mb(),
         models=[
             results.Model(entry.id, entry.file, entry.sha256, role)
             for role, entry in (("registration", networks.registration), ("segmentation", networks.segmentation))

@@ -41,6 +41,7 @@ and the target registration error (number, mean_mm, median_mm, p95_mm, max_mm) a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -239,6 +240,24 @@ class RunResult:
         result["timings_s"].setdefault("total", sum(result["timings_s"].values()))
         check_result(result)
         return result
+
+
+def high_water_bytes(pid: int | str = "self") -> int | None:
+    """Most resident memory that a process has had; None where the kernel does not tell (not Linux, or it is gone).
+
+    Not getrusage's ru_maxrss, which a process inherits from the one that started it.
+    """
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def peak_memory_mb() -> float | None:
+    """Of this process so far, 10^6 bytes of resident memory; None where it is not known."""
+    most = high_water_bytes()
+    return None if most is None else most / 1e6
 
 
 def software_versions() -> dict[str, str | None]:

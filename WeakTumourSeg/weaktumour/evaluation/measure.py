@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..result import high_water_bytes
 
 _POLL_S = 0.05
 _MB = 1e6
@@ -133,16 +134,8 @@ def _memory_now(psutil, root) -> int:
     for process in tree:
         with contextlib.suppress(psutil.Error, OSError):
             total += process.memory_info().rss
-            high_water = max(high_water, _high_water_bytes(process.pid))
+            high_water = max(high_water, high_water_bytes(process.pid) or 0)
     return max(total, high_water)
-
-
-def _high_water_bytes(pid: int) -> int:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0  # not Linux, or the process is gone
 
 
 def _end_tree(psutil, root) -> None:

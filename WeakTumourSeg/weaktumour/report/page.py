@@ -101,7 +101,7 @@ def _until_result(result: Json) -> float | None:
 
 def _peak_memory(result: Json) -> str:
     peak = result["peak_memory_mb"]
-    return "" if peak is None else f"peak memory {number(peak, 0, 'MB')}"
+    return "" if peak is None else f"peak memory until then {number(peak, 0, 'MB')}"
 
 
 def _counted(count: int, thing: str) -> str:

@@ -9,7 +9,8 @@ numbers beside the networks' weights, for which alone they hold:
 2. The ratio of true error to scale, over patients that the model did not learn from (cross-fitting), has a median and
    a 95th percentile, with the finite-sample correction of split conformal prediction (Papadopoulos et al. 2002; Lei et
    al., JASA 2018; the ratio is their locally weighted score), for tumours that come several to a patient (Dunn et al.,
-   JASA 2023; Lee et al., arXiv 2306.06342). p50 and p95 are the scale times these.
+   JASA 2023; Lee et al., arXiv 2306.06342). p50 and p95 are the scale times these. What these authors prove is for
+   patients of one kind and a model fitted to others than the ratios are of; with cross-fitting it holds about.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def conformal_quantile(ratios: np.ndarray, patients: np.ndarray, level: float) -
     are too few patients.
 
     A patient's tumours are right or wrong together, so the patients are what is exchangeable: each weighs 1 / (K + 1),
-    shared among its tumours, and what is left of 1 lies beyond all of them.
+    shared among its tumours, and what is left of 1 lies beyond all of them. patients: (n,) any names.
     """
     _, index, tumours = np.unique(patients, return_inverse=True, return_counts=True)
     weight = 1.0 / ((len(tumours) + 1) * tumours[index])
@@ -204,6 +205,7 @@ _SMALLEST_ERROR_MM = 0.1
 # In numbers of tumours: how strongly weights are drawn to 0, and those of a case to those of all. From 10 to 100 the
 # cross-fitted p95 hardly differs.
 _RIDGE = 100.0
+_RIDGE_OF_A_CONSTANT = 1.0  # each case has its own, all but free
 _RIDGE_OF_DOUBT = 3.0
 
 
@@ -218,7 +220,7 @@ def fit_error(sound: Sequence[tuple[str, Features, float]], names: Sequence[str]
     for case in CASES:
         member = (cases == case)[:, None].astype(float)
         columns += [member, design * member]
-        penalty += [[1.0], np.full(len(names), _RIDGE)]
+        penalty += [[_RIDGE_OF_A_CONSTANT], np.full(len(names), _RIDGE)]
     whole = np.hstack(columns)
     middle = float(target.mean())
     found = np.linalg.solve(whole.T @ whole + np.diag(np.concatenate(penalty)), whole.T @ (target - middle))
