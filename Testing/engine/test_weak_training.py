@@ -144,9 +144,9 @@ def stage_of(steps: int = 10, **optimisation: object) -> Stage:
     return Stage(optimisation=Optimisation(steps=steps, warm_up=0, **optimisation), computing=Computing("cpu"))
 
 
-def unet() -> torch.nn.Module:
+def unet(outputs: int = 3, **arguments: object) -> torch.nn.Module:
     torch.manual_seed(0)
-    return build("unet", {"in_channels": 1, "out_channels": 3, **UNET})
+    return build("unet", {"in_channels": 1, "out_channels": outputs, **UNET, **arguments})
 
 
 def mscgunet() -> torch.nn.Module:
@@ -317,7 +317,7 @@ def test_no_gradient_passes_through_a_pseudo_label(known):
     case = published.Stretched("a", *(np.random.default_rng(0).random((2, 16, 32, 32), dtype=np.float32)),
                                np.ones((16, 32, 32), np.uint8))  # fmt: skip
     torch.manual_seed(0)
-    joint = published.Joint(unet(), build("mscgunet", {"published": True}))
+    joint = published.Joint(unet(len(published.STRUCTURES)), build("mscgunet", {"published": True}))
     old = published.PublishedJoint(stage_of(), "dice", [case], [], joint)
     network = old.network()
     old.losses(network, old.sample(0, CPU))["segmentation"].backward()
@@ -577,6 +577,26 @@ def test_the_models_are_imported_and_used(mode, uninterrupted, patients, tmp_pat
         for found in (published.segment_ct(networks[0], case.ct, shape), published.propagate(networks[1], case, shape)):
             assert found.grid.same_as(case.ct.grid)
             assert set(np.unique(found.array)) <= {0, 1, 2, 3}
+
+
+def test_the_published_unet_learns_the_liver_of_an_mri():
+    """What lies outside the liver must not end as tumour, where it would cost the liver's overlap nothing."""
+    z, y, x = np.meshgrid(*(np.arange(n) for n in (16, 32, 32)), indexing="ij")
+    far = (z - 8) ** 2 / 0.25 + (y - 16) ** 2 + (x - 14) ** 2
+    classes = np.where(far < 12, 2, far < 100).astype(np.uint8)
+    image = np.choose(classes, (0.2, 0.7, 0.4)).astype(np.float32)
+    image += 0.03 * np.random.default_rng(0).normal(size=image.shape).astype(np.float32)
+    case = published.Stretched("a", image, image, classes, classes)
+    task = published.PublishedUNet(stage_of(), "dice", [case], [], unet(2, norm="batch"))
+    network = task.network().train()
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for number in range(60):
+        optimiser.zero_grad()
+        task.losses(network, task.sample(number, CPU))["loss"].backward()
+        optimiser.step()
+    assert task.validate(network.eval(), CPU)["liver mr"] > 0.8
+    found = published.classes_of(network(torch.from_numpy(image)[None, None]))
+    assert (found == 2).mean() < 3 * (classes == 2).mean()
 
 
 def test_what_is_stretched_comes_back(patients):

@@ -4,8 +4,8 @@ MSCGUNet learns from global signed NCC; the UNet is fed the *warped MRI* and com
 one optimiser minimises the sum of both losses. Volumes are stretched to one shape by nearest neighbour, whatever their
 spacing, without alignment; CT window level 50 width 350; each is scaled to [0, 1] by its extremes. The UNet learns from
 MRIs and their labels first (BudhaTronix/Weakly-Supervised-Tumour-Detection, mode unified; implemented from a
-description). Ours differs in what cannot matter for it: three classes in one UNet instead of a sigmoid for each, and
-the learning rate falls in the end.
+description). There a UNet for each structure ends in a sigmoid; here one has a sigmoid for each, of liver with its
+tumours and of tumours. And the learning rate falls in the end.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .weak_tasks import copied, dice
 
 NORMALISATION = "as published: CT window level 50 width 350, min-max to [0,1]"
 REGISTRATION_ARGUMENTS = {"published": True}
+STRUCTURES = ("liver with its tumours", "tumours")  # the UNet's channels, a sigmoid each
 _LOW_HU, _HIGH_HU = 50 - 350 / 2, 50 + 350 / 2
 
 
@@ -85,8 +86,13 @@ def stretch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 @torch.no_grad()
 def segment_ct(network: nn.Module, ct: Volume, shape: tuple[int, int, int]) -> Volume:
     """uint8 classes on the CT's own grid: the one use of a CT, after training."""
-    found = network(torch.from_numpy(ct_input(ct, shape))[None, None]).argmax(1)[0].numpy().astype(np.uint8)
-    return _on_ct(found, ct)
+    return _on_ct(classes_of(network(torch.from_numpy(ct_input(ct, shape))[None, None])), ct)
+
+
+def classes_of(logits: torch.Tensor) -> np.ndarray:
+    """(1, structures, z, y, x) -> (z, y, x) uint8: 0 background, 1 liver, 2 tumour, each from a probability of 0.5."""
+    liver, tumour = (logits[0] > 0).cpu().numpy()
+    return np.where(tumour, 2, liver).astype(np.uint8)
 
 
 @torch.no_grad()
@@ -132,12 +138,12 @@ class _PublishedTask:
         return copied(self._begin)
 
     def sample(self, number: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """ct, mr (1, 1, z, y, x) and the MRI's classes one-hot (1, 3, z, y, x)."""
+        """ct, mr (1, 1, z, y, x) and the MRI's structures (1, 2, z, y, x) in {0, 1}."""
         random = Random(self.stage.optimisation.seed * 1_000_003 + number)
         case = self.cases[int(random.numbers.integers(len(self.cases)))]
         images = [torch.from_numpy(image)[None, None].to(device) for image in (case.ct, case.mr)]
-        classes = torch.from_numpy(case.mr_classes).long().to(device)
-        return *images, F.one_hot(classes, 3).permute(3, 0, 1, 2)[None].float()
+        classes = torch.from_numpy(case.mr_classes).to(device)
+        return *images, torch.stack((classes > 0, classes == 2))[None].float()
 
     def _looked_at(self) -> list[Stretched]:
         return (self.held_out or self.cases)[: self.stage.reporting.validation_cases]
@@ -152,15 +158,15 @@ class _PublishedTask:
         for case in self._looked_at():
             for name, image, truth in (("mr", case.mr, case.mr_classes), ("ct", case.ct, case.ct_classes)):
                 if truth is not None:
-                    predicted = self._unet(network)(torch.from_numpy(image)[None, None].to(device)).argmax(1)[0]
-                    found.setdefault(f"liver {name}", []).append(dice(predicted.cpu().numpy() > 0, truth > 0))
+                    predicted = classes_of(self._unet(network)(torch.from_numpy(image)[None, None].to(device)))
+                    found.setdefault(f"liver {name}", []).append(dice(predicted > 0, truth > 0))
         return {name: sum(values) / len(values) for name, values in found.items()}
 
     def picture(self, network: nn.Module, device: torch.device, path: Path) -> None:
         shown = []
         for case in self._looked_at()[:6]:
             image = torch.from_numpy(case.ct)[None, None].to(device)
-            shown.append((case.ct, self._unet(network)(image).argmax(1)[0].cpu().numpy(), case.ct_classes))
+            shown.append((case.ct, classes_of(self._unet(network)(image)), case.ct_classes))
         draw(shown, path)
 
 
@@ -188,15 +194,13 @@ class PublishedJoint(_PublishedTask):
 
 
 def soft_label_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
-    """logits and labels in [0, 1] (1, 3, z, y, x); the mean over liver and, where there is one, tumour."""
-    probability, weight = logits.float().softmax(1), torch.ones_like(labels[:, 0])
+    """logits and labels in [0, 1] (1, structures, z, y, x); the mean over the structures."""
+    probability, weight = logits.float().sigmoid(), torch.ones_like(labels[:, 0])
     terms = []
-    for value in range(1, labels.shape[1]):
-        if value > 1 and not labels[:, value].any():
-            continue
-        pair = probability[:, value], labels[:, value], weight
+    for number in range(labels.shape[1]):
+        pair = probability[:, number], labels[:, number], weight
         terms.append(focal_tversky(*pair) if kind == "focal_tversky" else 1 - soft_dice(*pair))
     loss = torch.stack(terms).mean()
     if kind == "dice_ce":
-        loss = loss - (labels * logits.float().log_softmax(1)).sum(1).mean()
+        loss = loss + F.binary_cross_entropy_with_logits(logits.float(), labels)
     return loss

@@ -110,7 +110,7 @@ def _check_settings(mode: str, config: WeakConfig, out: Path) -> None:
     for stage in stages:
         loop.check_batch(getattr(config, stage), config.computing)
     if mode == "published":
-        _built("unet", {"in_channels": 1, "out_channels": 3, **config.published.network}, config.published_unet.seed)
+        _built("unet", _published_arguments(config), config.published_unet.seed)
         return
     first_unet(config, _start_of(out, "segmentation", config.start_segmentation))
     if mode != "pretrain":
@@ -311,6 +311,20 @@ def first_mscgunet(config: WeakConfig, entry: ModelEntry | None) -> Model:
     return Model("registration", "mscgunet", arguments, about, network, _named(entry))
 
 
+def _published_arguments(config: WeakConfig) -> dict[str, Any]:
+    """Of the published recipe's UNet."""
+    return {"in_channels": 1, "out_channels": len(published.STRUCTURES), **config.published.network}
+
+
+def _output(model: Model, mode: str) -> dict[str, Any]:
+    """What the network gives, for the weights' metadata."""
+    if model.task == "registration":
+        return {"field": "velocity"}
+    return (
+        {"structures": published.STRUCTURES} if mode == "published" else {"classes": ["background", "liver", "tumour"]}
+    )
+
+
 def _built(architecture: str, arguments: dict[str, Any], seed: int) -> nn.Module:
     torch.manual_seed(seed)
     try:
@@ -401,7 +415,7 @@ class _Run:
         }
         learning = [cases[member.name] for member in self.learnt]
         held_out = [cases[member.name] for member in self.members if member.held_out]
-        arguments = {"in_channels": 1, "out_channels": 3, **c.published.network}
+        arguments = _published_arguments(c)
         unet = _built("unet", arguments, c.published_unet.seed)
         stage = self._stage("published_unet", c.published_unet, 1, arguments, published=c.published)
         task = published.PublishedUNet(stage, c.published.loss, learning, held_out, unet)
@@ -622,9 +636,7 @@ class _Run:
         metadata = {
             "task": model.task,
             "input": model.input,
-            "output": {"classes": ["background", "liver", "tumour"]}
-            if model.task == "segmentation"
-            else {"field": "velocity"},
+            "output": _output(model, self.mode),
             "licence": licence,
             "training": {
                 "software_version": __version__,
