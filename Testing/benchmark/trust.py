@@ -46,7 +46,7 @@ from weaktumour.uncertainty.calibration import (
     LEVELS,
     Calibration,
     conformal_quantile,
-    cross_fitted_ratios,
+    cross_fitted,
     fit,
 )
 from weaktumour.uncertainty.features import NAMES
@@ -106,8 +106,7 @@ def _arguments():
 # -- rows -----------------------------------------------------------------------------------------------------------
 def _pairs(split: str) -> list[Pair]:
     """Sound and spoiled ones in turn, so that a run that is cut short has both."""
-    named = json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))["trust"][split]
-    data = shared_data()
+    named, data = _named(split), shared_data()
     sound = [Pair(f"phantom-{seed}", seed) for seed in named["phantoms"]]
     for entry in named["label_maps"]:
         path = data / "label_maps" / f"{entry['map']}.nii.gz"
@@ -127,6 +126,20 @@ def _pairs(split: str) -> list[Pair]:
     step = len(longer) / max(len(shorter), 1)
     keyed = [(i, pair) for i, pair in enumerate(longer)] + [(i * step + 0.5, pair) for i, pair in enumerate(shorter)]
     return [pair for _, pair in sorted(keyed, key=lambda entry: entry[0])]
+
+
+def _named(split: str) -> dict:
+    return json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))["trust"][split]
+
+
+def _calibrated() -> set[str]:
+    """Anatomies that the calibration knows; see `_anatomy`."""
+    named = _named("calibration")
+    return {
+        *(f"phantom-{seed}" for seed in named["phantoms"]),
+        *(f"map-{entry['map']}" for entry in named["label_maps"]),
+        *(f"ct-{entry['image']}" for entry in named["real_ct"]),
+    }
 
 
 def _real_ct(folder: Path) -> tuple[Volume, Volume]:
@@ -270,12 +283,12 @@ def _counted(pairs: list[str]) -> str:
 def _cross_fitted(sound: list[tuple[dict, dict]]) -> str:
     """Coverage and size of p95 as a table, where nothing that a tumour's p95 rests on is of its own anatomy."""
     entries = [(_anatomy(row["patient"]), _features(t), t["error_mm"]) for row, t in sound]
-    ratios, anatomies = cross_fitted_ratios(entries, NAMES, 10, 0)
-    error = np.array([t["error_mm"] for _, t in sound])
-    p95 = error / ratios
-    for anatomy in np.unique(anatomies):
-        own = anatomies == anatomy
-        p95[own] *= conformal_quantile(ratios[~own], anatomies[~own], 0.95)
+    found = cross_fitted(entries, NAMES, 10, 0)
+    error, p95 = (np.array([t["error_mm"] for _, t in sound]) for _ in range(2))
+    for anatomy in np.unique(found.patients):
+        own = found.patients == anatomy
+        score = conformal_quantile(found.scores[~own], found.patients[~own], 0.95)
+        p95[own] = np.exp(found.middle[own] + score * found.width[own])
     patients = np.array([row["patient"] for row, _ in sound])
     motion = np.array([t["motion_mm"] for _, t in sound])
     shown = [("all", np.ones(len(sound), dtype=bool)), *_by_image(patients),
@@ -292,9 +305,11 @@ def _evaluated(rows: list[dict], arguments) -> int:
     calibration = Calibration.read(file)
     if calibration.models != _models() or calibration.simulator != VERSION:
         raise InputError(f"{file.name} belongs to other networks or another simulator; run with --fit first.")
-    judged = [_judged(row, t, calibration) for row, t in _sound(rows)]
+    everyone = [_judged(row, t, calibration) for row, t in _sound(rows)]
+    known = _calibrated() if arguments.split == "test" else set()
+    judged = [j for j in everyone if _anatomy(j["patient"]) not in known]
     spoiled = [_judged(row, t, calibration) for row, t in _spoiled(rows)]
-    error, p50, p95 = (np.array([j[name] for j in judged]) for name in ("error", "p50", "p95"))
+    error, p95 = (np.array([j[name] for j in judged]) for name in ("error", "p95"))
     localised = np.array([j["verdict"] == "localised" for j in judged])
     held = error <= p95
     strata = _strata(judged)
@@ -311,6 +326,11 @@ def _evaluated(rows: list[dict], arguments) -> int:
         [name, *_coverage(held[which]), float(np.median(error[which])), float(np.median(p95[which]))]
         for name, which in shown
     ]
+    apart = [j for j in everyone if _anatomy(j["patient"]) in known]
+    for name, which in _by_image(np.array([j["patient"] for j in apart], dtype=str)):
+        errors, radii = (np.array([j[key] for j in apart])[which] for key in ("error", "p95"))
+        cells.append([f"not counted: {name}, an anatomy that calibration knows", *_coverage(errors <= radii),
+                      float(np.median(errors)), float(np.median(radii))])  # fmt: skip
     head = ["tumours", "number", "within p95 %", "95 % interval (Wilson)", "median error mm", "median p95 mm"]
     tables = [markdown_table(head, cells)]
     tables.append(
@@ -319,7 +339,7 @@ def _evaluated(rows: list[dict], arguments) -> int:
             _verdicts(judged),
         )
     )
-    reliability = _reliability(calibration, error, p50)
+    reliability = _reliability(judged)
     levels = [[100 * level, 100 * found] for level, found in reliability[1::2]]
     tables.append(markdown_table(["stated share %", "found %"], levels))
     close, far = error < 2.5, error > 5.0
@@ -395,13 +415,14 @@ def _evaluated(rows: list[dict], arguments) -> int:
 
 def _judged(row: dict, tumour: dict, calibration: Calibration) -> dict:
     features = _features(tumour)
-    p50, p95 = calibration.radius_mm(features)
+    radii = [calibration.radius_at(features, level) for level in LEVELS]
+    p95 = radii[LEVELS.index(0.95)]
     run = RunVerdict(row["run"], ("-",))
     verdict, _ = judge_place(
         p95, calibration.is_doubtful(features), shows_same_vessels(row["vessels"]), run, Thresholds()
     )
     shown = ("diameter_mm", "depth_mm", "motion_mm", "in_ct", "true_cnr", "visibility")
-    return {"patient": row["patient"], "spoiling": row["spoiling"], "p50": p50, "p95": p95, "verdict": verdict,
+    return {"patient": row["patient"], "spoiling": row["spoiling"], "radii": radii, "p95": p95, "verdict": verdict,
             "doubt": calibration.doubt(features), "spread": features["spread"],
             "dropout": dict(enumerate(row["dropout_spread_mm"])).get(tumour["number"]), "error": tumour.get("error_mm"),
             **{name: tumour.get(name) for name in shown}}  # fmt: skip
@@ -449,10 +470,10 @@ def wilson(successes: int, number: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def _reliability(calibration: Calibration, error: np.ndarray, p50: np.ndarray) -> list[tuple[float, float]]:
+def _reliability(judged: list[dict]) -> list[tuple[float, float]]:
     """(stated, found): the share of tumours within the radius that is to hold so many, at every level."""
-    scale = p50 / calibration.ratio(0.5)
-    return [(level, float(np.mean(error <= scale * calibration.ratio(level)))) for level in LEVELS]
+    held = np.array([j["error"] <= np.asarray(j["radii"]) for j in judged])
+    return [(level, float(share)) for level, share in zip(LEVELS, held.mean(axis=0), strict=True)]
 
 
 def _plots(reliability: list[tuple[float, float]], judged: list[dict], folder: Path, stem: str) -> str:

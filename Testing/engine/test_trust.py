@@ -131,13 +131,16 @@ def test_the_kept_rows_are_those_of_the_calibration_part(shared_data):
 
 
 def test_whose_liver_a_pair_shows():
-    from trust import _anatomy
+    from trust import _anatomy, _calibrated, _named
 
     assert _anatomy("phantom-930001") != _anatomy("phantom-930002")
     assert (
         _anatomy("map-lits_lits-103-931001") == _anatomy("map-lits_lits-103-931101") != _anatomy("map-lits_lits-10-1")
     )
     assert _anatomy("ct-chaos_ct-933000") == _anatomy("ct-chaos_ct-933023")
+    known = _calibrated()
+    assert {_anatomy("ct-chaos_ct-953000"), _anatomy("map-lits_lits-103-1"), _anatomy("phantom-900000")} <= known
+    assert not known & {f"phantom-{seed}" for seed in _named("test")["phantoms"]}
 
 
 def test_rows_keep_five_digits():

@@ -19,9 +19,9 @@ from weaktumour.uncertainty.calibration import (
     Term,
     case_of,
     conformal_quantile,
-    cross_fitted_ratios,
+    cross_fitted,
     fit,
-    fit_error,
+    fit_middle,
 )
 from weaktumour.uncertainty.ensemble import VARIANTS, place_of, run_ensemble, tumour_points
 from weaktumour.uncertainty.evidence import evidence, whole
@@ -65,7 +65,7 @@ def test_p95_holds_the_error_of_new_patients_in_95_per_cent():
 
 
 def test_the_model_finds_what_the_error_follows():
-    weights = {term.name: term.weight for term in calibrated().error["neither"].terms}
+    weights = {term.name: term.weight for term in calibrated().error.middle["neither"].terms}
     assert weights["spread"] == pytest.approx(0.8, abs=0.1)
     assert abs(weights["contrast"]) < 0.1
 
@@ -120,13 +120,27 @@ def test_each_case_has_its_own_model_that_leans_on_the_others():
         log_error = (0.8 * contrast if seen else 0.8 * spread) + 0.2 * rng.normal() + 1.5 * (1 - seen)
         features = {"spread": spread, "contrast": contrast, "seen": seen, "vessels": vessels}
         sound.append((f"p{i}", features, float(np.exp(log_error))))
-    models = fit_error(sound, NAMES)
+    models = fit_middle(sound, NAMES)
     weights = {case: {term.name: term.weight for term in model.terms} for case, model in models.items()}
     assert weights["seen"]["contrast"] > 0.5 > 0.3 > abs(weights["seen"]["spread"])
     assert weights["vessels"]["spread"] > 0.5 > 0.3 > abs(weights["vessels"]["contrast"])
     # Six tumours are no reason to differ from what all have in common.
     assert 0.2 < weights["neither"]["spread"] < weights["vessels"]["spread"]
     assert models["vessels"].constant - models["seen"].constant == pytest.approx(1.5, abs=0.2)
+
+
+def test_where_errors_scatter_more_the_radius_grows_though_the_middle_does_not():
+    rng = np.random.default_rng(0)
+    sound = []
+    for i in range(400):
+        spread, contrast = rng.normal(size=2)
+        error = float(np.exp(0.5 * np.exp(0.7 * contrast) * rng.normal()))
+        sound.append((f"p{i // 2}", {"spread": spread, "contrast": contrast}, error))
+    spoiled = [("s", {"spread": 0.0, "contrast": 9.0 + i % 2}) for i in range(4)]
+    calibration = fit(sound, spoiled, NAMES, models={}, simulator=2, data="")
+    (low50, low95), (high50, high95) = (calibration.radius_mm({"spread": 0.0, "contrast": c}) for c in (-1.5, 1.5))
+    assert high50 == pytest.approx(low50, rel=0.2)
+    assert high95 > 1.3 * low95
 
 
 @pytest.mark.parametrize(
@@ -142,9 +156,10 @@ def test_no_patient_is_judged_by_a_model_that_learnt_from_it():
     """One patient whose feature lies: with its own tumours in the fit the ratio would be below 10."""
     sound = [(f"p{i}", {"spread": 0.0 if i else 1.0, "contrast": 0.0}, 1.0 if i else 100.0) for i in range(12)]
     sound = [entry for entry in sound for _ in range(5)]
-    ratios, patients = cross_fitted_ratios(sound, NAMES, 12, 0)
-    assert ratios[patients == "p0"].min() > 50
-    assert [str(patient) for patient in patients] == [patient for patient, *_ in sound]
+    found = cross_fitted(sound, NAMES, 12, 0)
+    assert np.exp(found.log_error - found.middle)[found.patients == "p0"].min() > 50
+    assert [str(patient) for patient in found.patients] == [patient for patient, *_ in sound]
+    assert np.allclose(np.exp(found.log_error), [error for *_, error in sound])
 
 
 def test_a_calibration_survives_its_file(tmp_path):
@@ -162,7 +177,7 @@ def test_a_damaged_calibration_is_refused_with_a_remedy(tmp_path, damage):
     text = calibrated().to_json()
     content = json.loads(text)
     if damage == "changed":
-        content["calibration"]["ratios"][-1] *= 0.5
+        content["calibration"]["scores"][-1] *= 0.5
     elif damage == "schema":
         content["schema"] = 99
     if damage != "missing":

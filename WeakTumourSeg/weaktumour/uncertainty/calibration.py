@@ -3,14 +3,15 @@
 Two steps, both fitted on simulated patients with known truth (`Testing/benchmark/trust.py --fit`) and kept as plain
 numbers beside the networks' weights, for which alone they hold:
 
-1. A linear model of the logarithm of the error gives each tumour a scale in mm, one model for each of the `CASES` and
-   all of them fitted together; another one, of whether the pair was a sound one or spoiled on purpose (another
-   patient's CT, a mirrored MRI, half a liver), its doubt.
-2. The ratio of true error to scale, over patients that the model did not learn from (cross-fitting), has a median and
-   a 95th percentile, with the finite-sample correction of split conformal prediction (Papadopoulos et al. 2002; Lei et
-   al., JASA 2018; the ratio is their locally weighted score), for tumours that come several to a patient (Dunn et al.,
-   JASA 2023; Lee et al., arXiv 2306.06342). p50 and p95 are the scale times these. What these authors prove is for
-   patients of one kind and a model fitted to others than the ratios are of; with cross-fitting it holds about.
+1. A linear model gives each tumour the middle of the logarithm of its error, one model for each of the `CASES` and all
+   of them fitted together; a second one how wide it scatters about that; a third one, of whether the pair was a sound
+   one or spoiled on purpose (another patient's CT, a mirrored MRI, half a liver), its doubt.
+2. How many widths the logarithm of the true error lies off the middle, over patients that the models did not learn from
+   (cross-fitting), has a median and a 95th percentile, with the finite-sample correction of split conformal prediction
+   (Papadopoulos et al. 2002; Lei et al., JASA 2018, with their locally weighted score), for tumours that come several
+   to a patient (Dunn et al., JASA 2023; Lee et al., arXiv 2306.06342). p50 and p95 lie so many widths off. What these
+   authors prove is for patients of one kind and a model fitted to others than the scores are of; with cross-fitting it
+   holds about.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -78,28 +80,40 @@ def case_of(features: Features) -> str:
 
 
 @dataclass(frozen=True)
+class ErrorModel:
+    """Of the logarithm of the error in mm. middle: by case. width: logarithm of its scatter, relative."""
+
+    middle: dict[str, Linear]
+    width: Linear
+
+    def __call__(self, features: Features) -> tuple[float, float]:
+        """Middle and width."""
+        return self.middle[case_of(features)](features), float(np.exp(self.width(features)))
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """error: of the logarithm of the error in mm, by case. doubt: log odds that the pair is not sound; above `doubtful`
-    no place is stated. ratios: quantiles of true error to scale, at LEVELS. models: SHA-256 of the networks by task.
-    simulator: version of the patients. data: in words.
+    """doubt: log odds that the pair is not sound; above `doubtful` no place is stated. scores: how many widths off the
+    middle the logarithm of the error lies, quantiles at LEVELS. models: SHA-256 of the networks by task. simulator:
+    version of the patients. data: in words.
     """
 
-    error: dict[str, Linear]
+    error: ErrorModel
     doubt: Linear
     doubtful: float
-    ratios: tuple[float, ...]
+    scores: tuple[float, ...]
     models: dict[str, str]
     simulator: int
     data: str
 
     def radius_mm(self, features: Features) -> tuple[float, float]:
         """p50 and p95 of the distance between true and stated centroid, mm."""
-        scale = scale_mm(self.error, features)
-        return scale * self.ratio(0.5), scale * self.ratio(0.95)
+        return self.radius_at(features, 0.5), self.radius_at(features, 0.95)
 
-    def ratio(self, level: float) -> float:
-        """Of true error to scale, which so large a share does not exceed; level: one of LEVELS."""
-        return self.ratios[LEVELS.index(level)]
+    def radius_at(self, features: Features, level: float) -> float:
+        """mm; the radius that is to hold so large a share; level: one of LEVELS."""
+        middle, width = self.error(features)
+        return float(np.exp(middle + width * self.scores[LEVELS.index(level)]))
 
     def is_doubtful(self, features: Features) -> bool:
         return self.doubt(features) > self.doubtful
@@ -122,18 +136,14 @@ class Calibration:
             whole = sha256(json.dumps(inner, sort_keys=True).encode()).hexdigest() == content["sha256"]
             if content["schema"] != SCHEMA or not whole:
                 raise ValueError("its checksum or schema is not right")
-            error = {case: _linear(inner["error"][case]) for case in CASES}
-            rest = {name: inner[name] for name in inner if name not in ("error", "doubt", "ratios")}
-            return Calibration(error, _linear(inner["doubt"]), ratios=tuple(inner["ratios"]), **rest)
+            middle = {case: _linear(inner["error"]["middle"][case]) for case in CASES}
+            error = ErrorModel(middle, _linear(inner["error"]["width"]))
+            rest = {name: inner[name] for name in inner if name not in ("error", "doubt", "scores")}
+            return Calibration(error, _linear(inner["doubt"]), scores=tuple(inner["scores"]), **rest)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"Calibration: {path.name} cannot be used ({error}); restore the file or run with --uncertainty off."
             ) from error
-
-
-def scale_mm(error: Mapping[str, Linear], features: Features) -> float:
-    """What the error is told to be; error: by case."""
-    return float(np.exp(error[case_of(features)](features)))
 
 
 def _linear(content: dict) -> Linear:
@@ -160,34 +170,50 @@ def fit(
     """
     if len({patient for patient, _, _ in sound}) < folds or not spoiled:
         raise ValueError(f"a calibration needs tumours of {folds} patients and some spoiled pairs")
-    error = fit_error(sound, names)
     doubt, doubtful = fit_doubt(sound, spoiled, doubt_names or names)
-    found, patients = cross_fitted_ratios(sound, names, folds, seed)
-    ratios = tuple(conformal_quantile(found, patients, level) for level in LEVELS)
-    return Calibration(error, doubt, doubtful, ratios, dict(models), simulator, data)
+    found = cross_fitted(sound, names, folds, seed)
+    scores = tuple(conformal_quantile(found.scores, found.patients, level) for level in LEVELS)
+    return Calibration(fit_error(sound, names), doubt, doubtful, scores, dict(models), simulator, data)
 
 
-def cross_fitted_ratios(
+class CrossFitted(NamedTuple):
+    """(n,) each, in the order of the tumours. middle, width: of a model that has not seen the tumour's patient."""
+
+    log_error: np.ndarray
+    middle: np.ndarray
+    width: np.ndarray
+    patients: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        return (self.log_error - self.middle) / self.width
+
+
+def cross_fitted(
     sound: Sequence[tuple[str, Features, float]], names: Sequence[str], folds: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) true error over the scale of a model that has not seen the tumour's patient, as `sound` has them; (n,) the
-    patients.
-    """
-    names_of = np.array([patient for patient, *_ in sound])
-    patients = np.unique(names_of)
-    order = np.random.default_rng(seed).permutation(len(patients))
-    fold = {str(patients[p]): i % folds for i, p in enumerate(order)}
-    ratios = np.empty(len(sound))
+) -> CrossFitted:
+    """sound: (patient, features, error mm) of each tumour. Patients stay together."""
+    fold = _folds([patient for patient, *_ in sound], folds, seed)
+    told = np.empty((len(sound), 2))
     for number in range(folds):
-        model = fit_error([entry for entry in sound if fold[entry[0]] != number], names)
-        for i, (patient, features, error) in enumerate(sound):
-            if fold[patient] == number:
-                ratios[i] = error / scale_mm(model, features)
-    return ratios, names_of
+        model = fit_error([entry for entry, own in zip(sound, fold, strict=True) if own != number], names)
+        for i in np.flatnonzero(fold == number):
+            told[i] = model(sound[i][1])
+    return CrossFitted(_logarithms(sound), *told.T, np.array([patient for patient, *_ in sound]))
 
 
-def conformal_quantile(ratios: np.ndarray, patients: np.ndarray, level: float) -> float:
-    """The smallest ratio that a new patient's tumour does not exceed with a chance of `level`; the largest where there
+def _folds(patients: Sequence[str], folds: int, seed: int) -> np.ndarray:
+    """(n,) number of each tumour's fold."""
+    known, index = np.unique(patients, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(known)) % folds)[index]
+
+
+def _logarithms(sound: Sequence[tuple[str, Features, float]]) -> np.ndarray:
+    return np.log(np.maximum([error for *_, error in sound], _SMALLEST_ERROR_MM))
+
+
+def conformal_quantile(scores: np.ndarray, patients: np.ndarray, level: float) -> float:
+    """The smallest score that a new patient's tumour does not exceed with a chance of `level`; the largest where there
     are too few patients.
 
     A patient's tumours are right or wrong together, so the patients are what is exchangeable: each weighs 1 / (K + 1),
@@ -195,10 +221,10 @@ def conformal_quantile(ratios: np.ndarray, patients: np.ndarray, level: float) -
     """
     _, index, tumours = np.unique(patients, return_inverse=True, return_counts=True)
     weight = 1.0 / ((len(tumours) + 1) * tumours[index])
-    order = np.argsort(ratios, kind="stable")
+    order = np.argsort(scores, kind="stable")
     below = np.cumsum(weight[order])
     reached = np.flatnonzero(below >= level - 1e-9)
-    return float(ratios[order][reached[0] if len(reached) else -1])
+    return float(scores[order][reached[0] if len(reached) else -1])
 
 
 _SMALLEST_ERROR_MM = 0.1
@@ -206,14 +232,33 @@ _SMALLEST_ERROR_MM = 0.1
 # cross-fitted p95 hardly differs.
 _RIDGE = 100.0
 _RIDGE_OF_A_CONSTANT = 1.0  # each case has its own, all but free
+# Of the width: with less it follows chance, and p95 grows for nothing.
+_RIDGE_OF_THE_WIDTH = 1500.0
+_LEAST_RESIDUAL = 0.05
 _RIDGE_OF_DOUBT = 3.0
 
 
-def fit_error(sound: Sequence[tuple[str, Features, float]], names: Sequence[str]) -> dict[str, Linear]:
-    """Ridge regression of log(error), by case; the scale is the error's geometric mean. Weights are those of all cases
-    plus those by which the case differs, which stay near 0 where it has few tumours.
+def fit_error(sound: Sequence[tuple[str, Features, float]], names: Sequence[str]) -> ErrorModel:
+    """Ridge regressions: of log(error), then of the logarithm of how far off that was for patients left out of it."""
+    fold = _folds([patient for patient, *_ in sound], 5, 0)
+    residuals = _logarithms(sound)
+    for number in range(5):
+        middle = fit_middle([entry for entry, own in zip(sound, fold, strict=True) if own != number], names)
+        for i in np.flatnonzero(fold == number):
+            features = sound[i][1]
+            residuals[i] -= middle[case_of(features)](features)
+    target = np.log(np.maximum(np.abs(residuals), _LEAST_RESIDUAL))
+    terms, design = _design([features for _, features, _ in sound], names, bad=target)
+    penalty = _RIDGE_OF_THE_WIDTH * np.eye(len(names))
+    weights = np.linalg.solve(design.T @ design + penalty, design.T @ (target - target.mean()))
+    return ErrorModel(fit_middle(sound, names), Linear(0.0, _weighted(terms, weights)))
+
+
+def fit_middle(sound: Sequence[tuple[str, Features, float]], names: Sequence[str]) -> dict[str, Linear]:
+    """Of log(error), by case. Weights are those of all cases plus those by which the case differs, which stay near 0
+    where it has few tumours.
     """
-    target = np.log(np.maximum([error for *_, error in sound], _SMALLEST_ERROR_MM))
+    target = _logarithms(sound)
     terms, design = _design([features for _, features, _ in sound], names, bad=target)
     cases = np.array([case_of(features) for _, features, _ in sound])
     columns, penalty = [design], [np.full(len(names), _RIDGE)]
@@ -222,11 +267,11 @@ def fit_error(sound: Sequence[tuple[str, Features, float]], names: Sequence[str]
         columns += [member, design * member]
         penalty += [[_RIDGE_OF_A_CONSTANT], np.full(len(names), _RIDGE)]
     whole = np.hstack(columns)
-    middle = float(target.mean())
-    found = np.linalg.solve(whole.T @ whole + np.diag(np.concatenate(penalty)), whole.T @ (target - middle))
+    mean = float(target.mean())
+    found = np.linalg.solve(whole.T @ whole + np.diag(np.concatenate(penalty)), whole.T @ (target - mean))
     common, *of_cases = np.split(found, [len(names) + i * (len(names) + 1) for i in range(len(CASES))])
     return {
-        case: Linear(middle + float(own[0]), _weighted(terms, common + own[1:]))
+        case: Linear(mean + float(own[0]), _weighted(terms, common + own[1:]))
         for case, own in zip(CASES, of_cases, strict=True)
     }
 
