@@ -85,11 +85,11 @@ SETTINGS = {
     "pretrain": {"steps": 1500, "learning_rate": 2e-3},
     "adapt": {"steps": 60},
     "learn": {"steps": 600, "learning_rate": 1e-3},
-    "unified": {"steps": 400, "learning_rate": 5e-4},
+    "unified": {"steps": 250, "learning_rate": 5e-4},
     "segmenting": {"voxels": 300_000},
     "labelling": {"members": 3},
     "published_unet": {"steps": 1000},
-    "published_joint": {"steps": 400},
+    "published_joint": {"steps": 300},
     "published": {"shape": [24, 96, 96], "network": {"widths": [16, 16, 32, 64, 128], "norm": "batch"}},
 }
 SMOKE = {
