@@ -583,20 +583,20 @@ def test_the_published_unet_learns_the_liver_of_an_mri():
     """What lies outside the liver must not end as tumour, where it would cost the liver's overlap nothing."""
     z, y, x = np.meshgrid(*(np.arange(n) for n in (16, 32, 32)), indexing="ij")
     far = (z - 8) ** 2 / 0.25 + (y - 16) ** 2 + (x - 14) ** 2
-    classes = np.where(far < 12, 2, far < 100).astype(np.uint8)
+    classes = np.where(far < 36, 2, far < 100).astype(np.uint8)
     image = np.choose(classes, (0.2, 0.7, 0.4)).astype(np.float32)
     image += 0.03 * np.random.default_rng(0).normal(size=image.shape).astype(np.float32)
     case = published.Stretched("a", image, image, classes, classes)
     task = published.PublishedUNet(stage_of(), "dice", [case], [], unet(2, norm="batch"))
     network = task.network().train()
     optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-    for number in range(60):
+    for number in range(100):
         optimiser.zero_grad()
         task.losses(network, task.sample(number, CPU))["loss"].backward()
         optimiser.step()
     assert task.validate(network.eval(), CPU)["liver mr"] > 0.8
     found = published.classes_of(network(torch.from_numpy(image)[None, None]))
-    assert (found == 2).mean() < 3 * (classes == 2).mean()
+    assert (found == 2).mean() < 2 * (classes == 2).mean()
 
 
 def test_what_is_stretched_comes_back(patients):
