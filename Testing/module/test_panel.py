@@ -292,113 +292,113 @@ def test_leaving_the_module_does_not_lose_the_run(ready, slicer_host):
     assert panel.ui.applyButton.text == "Register && Propagate"
 
 
-def test_the_table_leads_to_the_tumours(done, slicer_host):
+def test_the_table_leads_to_the_tumours(reviewed, slicer_host):
     from WeakTumourSegLib import geometry, tumour_table
 
-    table = done.ui.tumourTable
-    rows = tumour_table.rows(done.resultPanel.node)
+    table = reviewed.ui.tumourTable
+    rows = tumour_table.rows(reviewed.resultPanel.node)
     assert table.rowCount == len(rows) >= 1
     gestures.click_cell(table, len(rows) - 1, 1)
-    centre = tumour_table.measure(done.resultPanel.node, rows[-1].segmentId).centroidRAS
+    centre = tumour_table.measure(reviewed.resultPanel.node, rows[-1].segmentId).centroidRAS
     sliceNodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
     assert sliceNodes
     for node in sliceNodes:
         assert np.allclose(geometry.matrixToArray(node.GetSliceToRAS())[:3, 3], centre, atol=1e-3)
-    gestures.click(done.ui.nextTumourButton)
+    gestures.click(reviewed.ui.nextTumourButton)
     assert table.currentRow() == 0
 
 
-def test_review_shows_before_after_blend_and_checkerboard(done, slicer_host):
-    nodes = done.logic.run.nodes
+def test_review_shows_before_after_blend_and_checkerboard(reviewed, slicer_host):
+    nodes = reviewed.logic.run.nodes
     composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
     assert {c.GetForegroundVolumeID() for c in composites} == {nodes.registeredMR.GetID()}
-    gestures.click(done.ui.beforeButton)
-    assert {c.GetForegroundVolumeID() for c in composites} == {done._parameterNode.mrVolume.GetID()}
-    gestures.click(done.ui.beforeButton)
-    done.ui.blendSlider.value = 0.25
+    gestures.click(reviewed.ui.beforeButton)
+    assert {c.GetForegroundVolumeID() for c in composites} == {reviewed._parameterNode.mrVolume.GetID()}
+    gestures.click(reviewed.ui.beforeButton)
+    reviewed.ui.blendSlider.value = 0.25
     assert {round(c.GetForegroundOpacity(), 3) for c in composites} == {0.25}
-    gestures.click(done.ui.checkerboardButton)
+    gestures.click(reviewed.ui.checkerboardButton)
     assert all("checkerboard" in slicer.mrmlScene.GetNodeByID(c.GetBackgroundVolumeID()).GetName() for c in composites)
-    gestures.click(done.ui.checkerboardButton)
-    assert {c.GetBackgroundVolumeID() for c in composites} == {done._parameterNode.ctVolume.GetID()}
-    gestures.click(done.ui.outlineCheckBox)
-    assert not done.resultPanel.node.GetDisplayNode().GetVisibility2DFill()
-    gestures.click(done.ui.showRegisteredButton)
-    gestures.click(done.ui.showRegisteredButton)
+    gestures.click(reviewed.ui.checkerboardButton)
+    assert {c.GetBackgroundVolumeID() for c in composites} == {reviewed._parameterNode.ctVolume.GetID()}
+    gestures.click(reviewed.ui.outlineCheckBox)
+    assert not reviewed.resultPanel.node.GetDisplayNode().GetVisibility2DFill()
+    gestures.click(reviewed.ui.showRegisteredButton)
+    gestures.click(reviewed.ui.showRegisteredButton)
     names = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
     assert sum("shown registered" in name for name in names) == 1
 
 
-def test_an_edit_is_told_and_undone(done, slicer_host):
+def test_an_edit_is_told_and_undone(reviewed, slicer_host):
     from slicerhost import segment_editor
 
-    table, editor = done.ui.tumourTable, done.ui.segmentEditorWidget
+    table, editor = reviewed.ui.tumourTable, reviewed.ui.segmentEditorWidget
     before = [table.item(0, column).text() for column in range(table.columnCount)]
     gestures.click_cell(table, 0, 0)
-    segmentId = done.resultPanel._rows[0].segmentId
+    segmentId = reviewed.resultPanel._rows[0].segmentId
     assert editor.currentSegmentID() == segmentId
-    assert editor.sourceVolumeNode() is done._parameterNode.ctVolume
-    drawn = voxels(done, segmentId)
+    assert editor.sourceVolumeNode() is reviewed._parameterNode.ctVolume
+    drawn = voxels(reviewed, segmentId)
     editor.setActiveEffectByName("Paint")
     centre = slicer.util.getNodesByClass("vtkMRMLSliceNode")[0].GetSliceToRAS()
     beside = [centre.GetElement(axis, 3) + 15 * (axis == 0) for axis in range(3)]
     segment_editor.paint(editor, tuple(beside), 9.0)
-    assert voxels(done, segmentId).sum() > drawn.sum()
+    assert voxels(reviewed, segmentId).sum() > drawn.sum()
     slicer_host.wait_until(lambda: table.item(0, 5).text() == "edited by hand", 5, "the edit in the table")
     assert float(table.item(0, 1).text()) > float(before[1])
     assert "Computed: not assessed" in table.item(0, 5).toolTip()
     editor.undo()
     slicer_host.wait_until(lambda: table.item(0, 5).text() != "edited by hand", 5, "the computed verdict")
     assert [table.item(0, column).text() for column in range(table.columnCount)] == before
-    assert np.array_equal(voxels(done, segmentId), drawn)
+    assert np.array_equal(voxels(reviewed, segmentId), drawn)
 
 
-def test_a_second_run_leaves_what_was_painted(done, slicer_host):
-    first = done._parameterNode.result
-    segmentId = done.resultPanel._rows[0].segmentId
-    painted = np.roll(voxels(done, segmentId), 3, axis=1)
-    drawOnResult(done, segmentId, painted)
-    run(done, slicer_host)
-    second = done._parameterNode.result
+def test_a_second_run_leaves_what_was_painted(reviewed, slicer_host):
+    first = reviewed._parameterNode.result
+    segmentId = reviewed.resultPanel._rows[0].segmentId
+    painted = np.roll(voxels(reviewed, segmentId), 3, axis=1)
+    drawOnResult(reviewed, segmentId, painted)
+    run(reviewed, slicer_host)
+    second = reviewed._parameterNode.result
     assert second is not first
     assert second.GetName() != first.GetName()
-    assert np.array_equal(voxels(done, segmentId, first), painted)
-    assert not np.array_equal(voxels(done, segmentId, second), painted)
-    assert done.ui.segmentEditorWidget.segmentationNode() is second
-    done.ui.resultSelector.setCurrentNode(first)
-    assert done.ui.tumourTable.item(0, 5).text() == "edited by hand"
+    assert np.array_equal(voxels(reviewed, segmentId, first), painted)
+    assert not np.array_equal(voxels(reviewed, segmentId, second), painted)
+    assert reviewed.ui.segmentEditorWidget.segmentationNode() is second
+    reviewed.ui.resultSelector.setCurrentNode(first)
+    assert reviewed.ui.tumourTable.item(0, 5).text() == "edited by hand"
 
 
-def test_the_scene_file_brings_everything_back(done, slicer_host, tmp_path):
-    segmentId = done.resultPanel._rows[0].segmentId
-    drawOnResult(done, segmentId, np.roll(voxels(done, segmentId), 2, axis=2))
-    done.resultPanel.measureEdits()
-    done.ui.seedSpinBox.value = 42
-    table = done.ui.tumourTable
+def test_the_scene_file_brings_everything_back(reviewed, slicer_host, tmp_path):
+    segmentId = reviewed.resultPanel._rows[0].segmentId
+    drawOnResult(reviewed, segmentId, np.roll(voxels(reviewed, segmentId), 2, axis=2))
+    reviewed.resultPanel.measureEdits()
+    reviewed.ui.seedSpinBox.value = 42
+    table = reviewed.ui.tumourTable
 
     def shown() -> list[list[str]]:
         return [[table.item(r, c).text() for c in range(table.columnCount)] for r in range(table.rowCount)]
 
-    before, drawn = shown(), voxels(done, segmentId)
+    before, drawn = shown(), voxels(reviewed, segmentId)
     path = slicer_host.save_scene(tmp_path / "scene.mrb")
     slicer_host.close_scene()
     assert table.rowCount == 0
-    assert done.ui.mrSelector.currentNode() is None
+    assert reviewed.ui.mrSelector.currentNode() is None
     slicer_host.load_scene(path)
-    assert done.ui.mrSelector.currentNode().GetName() == "Simulated MRI"
-    assert done.ui.presetComboBox.currentText == "fast"
-    assert done.ui.seedSpinBox.value == 42
+    assert reviewed.ui.mrSelector.currentNode().GetName() == "Simulated MRI"
+    assert reviewed.ui.presetComboBox.currentText == "fast"
+    assert reviewed.ui.seedSpinBox.value == 42
     assert shown() == before
-    assert np.array_equal(voxels(done, segmentId), drawn)
-    assert done.ui.applyButton.text == "Register && Propagate"
+    assert np.array_equal(voxels(reviewed, segmentId), drawn)
+    assert reviewed.ui.applyButton.text == "Register && Propagate"
 
 
-def test_save_for_training_writes_a_case(done, slicer_host, tmp_path):
+def test_save_for_training_writes_a_case(reviewed, slicer_host, tmp_path):
     from weaktumour.cases import read_case
 
     slicer_host.answer(str(tmp_path))
-    gestures.click(done.ui.correctSection)
-    gestures.click(done.ui.saveForTrainingButton)
+    gestures.click(reviewed.ui.correctSection)
+    gestures.click(reviewed.ui.saveForTrainingButton)
     (folder,) = tmp_path.glob("case-*")
     assert read_case(folder).info["kind"] == "corrected"
 
@@ -422,18 +422,18 @@ def test_what_the_network_found_on_the_mri_can_be_corrected_and_saved(ready, sli
     assert np.array_equal(read_case(folder).mr_labels.array, voxels)
 
 
-def test_one_segmentation_at_a_time_is_shown(done, patient, slicer_host):
-    shown = [node.GetDisplayNode() for node in (done.resultPanel.node, patient.segmentation)]
+def test_one_segmentation_at_a_time_is_shown(reviewed, patient, slicer_host):
+    shown = [node.GetDisplayNode() for node in (reviewed.resultPanel.node, patient.segmentation)]
     assert [display.GetVisibility() for display in shown] == [1, 0]
-    gestures.click(done.ui.beforeButton)
+    gestures.click(reviewed.ui.beforeButton)
     assert [display.GetVisibility() for display in shown] == [0, 1]
-    gestures.click(done.ui.beforeButton)
-    first = done.resultPanel.node
-    run(done, slicer_host)
+    gestures.click(reviewed.ui.beforeButton)
+    first = reviewed.resultPanel.node
+    run(reviewed, slicer_host)
     assert not first.GetDisplayNode().GetVisibility()
-    done.ui.resultSelector.setCurrentNode(first)
+    reviewed.ui.resultSelector.setCurrentNode(first)
     assert first.GetDisplayNode().GetVisibility()
-    assert not done.logic.run.nodes.segmentation.GetDisplayNode().GetVisibility()
+    assert not reviewed.logic.run.nodes.segmentation.GetDisplayNode().GetVisibility()
 
 
 def test_the_panel_shows_what_there_is(ready, slicer_host):
@@ -451,16 +451,16 @@ def test_the_panel_shows_what_there_is(ready, slicer_host):
     assert hidden == {"p50 / p95"}  # of preset fast nothing is known of it
 
 
-def test_keys_lead_from_tumour_to_tumour(done, slicer_host):
-    texts = {shortcut.key.toString(): shortcut for shortcut in done.resultPanel._shortcuts}
+def test_keys_lead_from_tumour_to_tumour(reviewed, slicer_host):
+    texts = {shortcut.key.toString(): shortcut for shortcut in reviewed.resultPanel._shortcuts}
     assert set(texts) == {"[", "]", "\\", ";"}
-    done.ui.tumourTable.selectRow(0)
+    reviewed.ui.tumourTable.selectRow(0)
     texts["]"].activated.emit()
-    assert done.ui.tumourTable.currentRow() == 1 % done.ui.tumourTable.rowCount
+    assert reviewed.ui.tumourTable.currentRow() == 1 % reviewed.ui.tumourTable.rowCount
     texts["\\"].activated.emit()
-    assert done.ui.beforeButton.checked
-    done.exit()
-    assert done.resultPanel._shortcuts == []
+    assert reviewed.ui.beforeButton.checked
+    reviewed.exit()
+    assert reviewed.resultPanel._shortcuts == []
 
 
 # -- models and sample data -----------------------------------------------------------------------------------------
