@@ -284,7 +284,7 @@ def _cross_fitted(sound: list[tuple[dict, dict]]) -> str:
     """Coverage and size of p95 as a table, where nothing that a tumour's p95 rests on is of its own anatomy."""
     entries = [(_anatomy(row["patient"]), _features(t), t["error_mm"]) for row, t in sound]
     found = cross_fitted(entries, NAMES, 10, 0)
-    error, p95 = (np.array([t["error_mm"] for _, t in sound]) for _ in range(2))
+    error, p95 = np.array([t["error_mm"] for _, t in sound]), np.empty(len(sound))
     for anatomy in np.unique(found.patients):
         own = found.patients == anatomy
         score = conformal_quantile(found.scores[~own], found.patients[~own], 0.95)

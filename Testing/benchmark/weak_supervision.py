@@ -6,7 +6,7 @@ The patients are `weak_supervision` of splits.json: 24 in 4 folds. Each method l
 labels and the same patients' CTs without, and is measured on the CTs of the fourth. sequential, unified and corrected
 begin with the UNet of `start` and with the *shipped* MSCGUNet, which `start` also borrows for propagation: that network
 has seen more than this cohort. Our UNets' answers are cleaned by `weaktumour.segmentation` as in the product; the
-published one's is a raw argmax, as published.
+published one's is taken as it is, each structure from a probability of 0.5, as published.
 
 Of each: the liver and the tumours that its UNet finds in the CT, what that UNet claims where the CT shows nothing, and
 the MRI's labels as propagated with its networks. To use two cores, start it for two folds that follow each other, then
@@ -75,9 +75,9 @@ TOGETHER = (("shipped",), ("published",), ("start", "sequential", "unified", "co
 ROWS = Path(__file__).with_name("weak_supervision")
 STAGES = ("pretrain", "adapt", "learn", "unified", "published_unet", "published_joint")
 CORRECTED = 4  # patients
-# Sized for two cores: hours, not days. At 5 mm a patch is the whole volume: patches of a quarter of it, at 3 mm, taught
-# the UNet no more in twice the time. The published UNet has our widths and a smaller volume, since with its own (32 to
-# 512 channels on 32 x 128 x 128 voxels) a step takes a minute here.
+# Sized for two cores: hours, not days. At 5 mm a patch is the whole volume: in one try of each, patches of a quarter of
+# it at 3 mm taught the UNet no more in about twice the time. The published UNet has our widths and a smaller volume,
+# since with its own (32 to 512 channels on 32 x 128 x 128 voxels) a step takes a minute here.
 SETTINGS = {
     "computing": {"accelerator": "cpu", "precision": "bf16-mixed" if cpu_computes_in_bfloat16() else "32-true"},
     "reporting": {"validate_every": 1000, "validation_cases": 2},

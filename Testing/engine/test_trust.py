@@ -121,13 +121,19 @@ def test_rows_of_other_code_are_made_anew(tmp_path):
 
 def test_the_kept_rows_are_those_of_the_calibration_part(shared_data):
     """Else the command that is to give the shipped calibration would first make hours of rows, and give another."""
-    from trust import CALIBRATION, ROWS, Calibration, _pairs
+    from trust import CALIBRATION, ROWS, Calibration, _fitted, _pairs
 
     text = (ROWS / "calibration.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     assert sorted(row["patient"] for row in rows) == sorted(pair.name for pair in _pairs("calibration"))
     sound = [row for row in rows if row["spoiling"] is None]
-    assert f" of {len(sound)} simulated patients" in Calibration.read(CALIBRATION).data
+    shipped = Calibration.read(CALIBRATION)
+    assert f" of {len(sound)} simulated patients" in shipped.data
+    # And the shipped one is what they give.
+    again = _fitted(rows)
+    assert again.data == shipped.data
+    assert again.scores == pytest.approx(shipped.scores, rel=1e-6)
+    assert again.doubtful == pytest.approx(shipped.doubtful, rel=1e-4)
 
 
 def test_whose_liver_a_pair_shows():
@@ -187,3 +193,21 @@ def test_the_page_says_what_became_of_each_verdict(tmp_path, capsys):
     assert float(after["all"][1]) < float(before["all"][1])
     assert after["approximate"] == before["approximate"]
     capsys.readouterr()
+
+
+def test_an_anatomy_that_the_calibration_knows_is_shown_apart(tmp_path, monkeypatch, capsys):
+    """As in the test part, here with the real CT of the calibration's own rows."""
+    import trust as script
+
+    rows = [json.loads(line) for line in (script.ROWS / "calibration.jsonl").read_text(encoding="utf-8").splitlines()]
+    monkeypatch.setattr(script, "_calibrated", lambda: {"ct-chaos_ct"})
+    arguments = Namespace(split="test", page=None, remarks=None, out=None, smoke=True, calibration=script.CALIBRATION)
+    script._evaluated(rows, arguments)
+    told = capsys.readouterr().out
+    lines = {cells[1].strip(): cells[2].strip() for line in told.splitlines() if len(cells := line.split("|")) > 3}
+    sound = script._sound(rows)
+    real = sum(row["patient"].startswith("ct-") for row, _ in sound)
+    assert real > 0
+    assert lines["not counted: real CT (CHAOS), an anatomy that calibration knows"] == str(real)
+    assert lines["all"] == lines["all, but for the real CTs"] == str(len(sound) - real)
+    assert f"{len(sound) - real} tumours of" in told

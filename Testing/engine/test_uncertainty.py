@@ -93,19 +93,19 @@ def test_features_beyond_those_seen_are_held_to_their_range():
 
 
 def test_conformal_quantile_by_hand():
-    ratios, patients = np.arange(1.0, 20.0), np.arange(19)  # one tumour each: with correction the 19th of 19
-    assert conformal_quantile(ratios, patients, 0.95) == 19.0
-    assert conformal_quantile(ratios, patients, 0.9) == 18.0
-    assert conformal_quantile(ratios, patients, 0.5) == 10.0
+    scores, patients = np.arange(1.0, 20.0), np.arange(19)  # one tumour each: with correction the 19th of 19
+    assert conformal_quantile(scores, patients, 0.95) == 19.0
+    assert conformal_quantile(scores, patients, 0.9) == 18.0
+    assert conformal_quantile(scores, patients, 0.5) == 10.0
     assert conformal_quantile(np.array([3.0, 1.0]), np.arange(2), 0.95) == 3.0
 
 
 def test_conformal_quantile_takes_patients_as_equals_however_many_tumours_they_have():
     # Three patients, a quarter each and a quarter beyond: two with one tumour, one with four.
-    ratios, patients = np.array([9.0, 7.0, 1.0, 2.0, 3.0, 4.0]), np.array([0, 1, 2, 2, 2, 2])
-    assert conformal_quantile(ratios, patients, 0.25) == 4.0
-    assert conformal_quantile(ratios, patients, 0.5) == 7.0
-    assert conformal_quantile(ratios, patients, 0.7) == 9.0
+    scores, patients = np.array([9.0, 7.0, 1.0, 2.0, 3.0, 4.0]), np.array([0, 1, 2, 2, 2, 2])
+    assert conformal_quantile(scores, patients, 0.25) == 4.0
+    assert conformal_quantile(scores, patients, 0.5) == 7.0
+    assert conformal_quantile(scores, patients, 0.7) == 9.0
 
 
 def test_each_case_has_its_own_model_that_leans_on_the_others():
