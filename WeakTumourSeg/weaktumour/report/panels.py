@@ -164,7 +164,7 @@ def region_rows(
     place = Row(
         "Position",
         "On the CT: where the tumour lies with a probability of 5 (dotted), 50 (dashed) and 95 % (solid), and "
-        "the ellipse that holds its centre in 95 of 100 cases (white).",
+        "the ellipse that holds its centre in 95 of 100 simulated cases (white).",
     )
     assessed = tumour in scene.places and scene.likely is not None
     definitions = []
