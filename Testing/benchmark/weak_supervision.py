@@ -364,14 +364,18 @@ def segmented(ct: Volume, entry: ModelEntry) -> Volume:
 
 
 def propagated(case: Case, trained: dict[str, ModelEntry], config: WeakConfig) -> Volume:
-    """The MRI's labels on the CT, as `weaktumour register` carries them with these networks."""
+    """The MRI's labels on the CT, as `weaktumour register` carries them with these networks; none where it refuses."""
     device, monitor = torch.device("cpu"), Monitor()
     inputs = pipeline.Inputs(case.mr, case.ct, labels_of(case), None, Affine.identity())
     inputs = pipeline.find_livers(inputs, trained["segmentation"], device, monitor)
     networks = pipeline.Networks(trained.get("registration"), trained["segmentation"])
     stages = tuple(config.labelling.stages.split(","))
     preset = pipeline.PRESETS[config.labelling.preset]
-    found = pipeline.register(inputs, networks, stages, preset, device=device, monitor=monitor)
+    try:
+        found = pipeline.register(inputs, networks, stages, preset, device=device, monitor=monitor)
+    except InputError as refusal:
+        print(f"not registered: {refusal}", flush=True)
+        return Volume(np.zeros(case.ct.grid.shape, dtype=np.uint8), case.ct.grid)
     return propagate_labels(
         inputs.labels, pipeline.in_world(found.transform, inputs), case.ct.grid, monitor
     ).labels.volume

@@ -364,8 +364,44 @@ def test_where_the_mri_never_looked_there_are_no_labels(cut, monkeypatch):
         beyond = torch.as_tensor(points[..., 2] > end + 8.0)[None]
         assert (case.prepared.truth > 0).any()
         assert (beyond & sample.patch.measured).sum() > 100
-        assert not weight[beyond].any()
+        assert not weight[beyond & sample.patch.measured].any()
+        assert (weight[~sample.patch.measured] == 1).all()
         assert weight[~beyond & (target > 0)].mean() > 0.4
+
+
+@pytest.mark.parametrize("task", [MRSegmentation, CTSegmentation])
+def test_what_was_not_measured_is_surely_background(task, known):
+    """It is 0 as air can be: a network that may say there what it likes says it of the air, too."""
+    doubtful = replace(known, confidence=np.zeros_like(known.confidence))
+    made = task(stage_of(), Segmenting(voxels=40_000), Cases([doubtful]), unet(), 8.0)
+    samples = [made.sample(number, CPU) for number in range(8)]
+    assert sum(int((~sample.measured).sum()) for sample in samples) > 1000
+    for sample in samples:
+        beyond = ~sample.measured
+        assert not sample.image[0][beyond].any()
+        assert not sample.target[beyond].any()
+        assert (sample.weight[beyond] == 1).all()
+
+
+def test_a_liver_with_which_nothing_can_be_aligned_is_left_out(patients, known, monkeypatch):
+    case, register = patients["a"], pipeline.register
+
+    def strict(inputs, *rest, **named):
+        if inputs.ct_liver is not None:
+            raise InputError("MRI and CT share no anatomy.")
+        return register(inputs, *rest, **named)
+
+    found = replace(pipeline.Inputs(case.mr, case.ct, labels_of(case), None, Affine.identity()), ct_liver=case.ct)
+    monkeypatch.setattr(pipeline, "find_livers", lambda *_: found)
+    monkeypatch.setattr(pipeline, "register", strict)
+    pair = weak.find_pair(case, known.prepared, None, (), CPU)
+    assert pair.ct_liver is None
+    assert pair.ct_distance is None
+
+    monkeypatch.setattr(pipeline, "find_livers", lambda *_: replace(found, ct_liver=None))
+    monkeypatch.setattr(pipeline, "register", lambda *_, **__: strict(found))
+    with pytest.raises(InputError, match="share no anatomy"):
+        weak.find_pair(case, known.prepared, None, (), CPU)
 
 
 def test_the_guide_counts_where_both_images_looked(cut):

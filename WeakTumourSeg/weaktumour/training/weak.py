@@ -680,12 +680,22 @@ def _stages_of(text: str) -> list[str]:
 
 
 def find_pair(case: Case, prepared: Prepared, unet: ModelEntry, stages: tuple[str, ...], device: torch.device) -> Pair:
-    """The CT's liver by a UNet, and the alignment. Raises InputError."""
+    """The CT's liver by a UNet, and the alignment. Raises InputError.
+
+    A UNet that has not yet learnt what a CT looks like can take anything for the liver: one with which nothing can be
+    aligned is left out.
+    """
     monitor = Monitor()
+    nothing, preset = pipeline.Networks(None, None), pipeline.PRESETS["fast"]
     inputs = pipeline.Inputs(case.mr, case.ct, labels_of(case), None, Affine.identity())
     inputs = pipeline.find_livers(inputs, unet, device, monitor)
-    nothing = pipeline.Networks(None, None)
-    found = pipeline.register(inputs, nothing, stages, pipeline.PRESETS["fast"], device=device, monitor=monitor)
+    try:
+        found = pipeline.register(inputs, nothing, stages, preset, device=device, monitor=monitor)
+    except InputError:
+        if inputs.ct_liver is None:
+            raise
+        inputs = replace(inputs, ct_liver=None)
+        found = pipeline.register(inputs, nothing, stages, preset, device=device, monitor=monitor)
     liver = distance = None
     straight = inputs.in_ct_frame()
     if straight.ct_liver is not None:
