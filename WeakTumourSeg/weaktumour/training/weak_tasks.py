@@ -85,8 +85,7 @@ class Cases:
 class Patch:
     """image: (1, 1, z, y, x); plain: the same before its contrast was changed; target: (1, z, y, x) classes.
 
-    weight: (1, z, y, x), how sure the target is; measured: (1, z, y, x) bool. number: which sample it is. What was not
-    measured is 0 in the images and surely background: left alone, a UNet calls it liver, and air that looks like it.
+    weight: (1, z, y, x), how sure the target is; measured: (1, z, y, x) bool. number: which sample it is.
     """
 
     image: torch.Tensor
@@ -145,7 +144,7 @@ class MRSegmentation(_UNetTask):
             image = recontrasted(image, measured, self.spacing_mm, random, wild=True)
         target = torch.where(measured, target, 0)
         image, target, measured = image[None, None], target[None], measured[None]
-        return Patch(image, image, target, torch.ones_like(image[0]), measured, number)
+        return Patch(image, image, target, measured.float(), measured, number)
 
     def losses(self, network: nn.Module, sample: Patch) -> dict[str, torch.Tensor]:
         return deep_loss(network(sample.image), sample.target, sample.weight, self.settings)
@@ -294,8 +293,7 @@ def ct_patch(case: CaseData, coordinates: torch.Tensor, spacing_mm: float, rando
     plain = sample(tensor(prepared.ct, device), coordinates, padding="zeros")[0, 0]
     plain = torch.where(measured, plain, 0.0)
     image = recontrasted(plain, measured, spacing_mm, random)
-    weight = sample(tensor(case.confidence, device), coordinates, padding="zeros")[0, 0]
-    weight = torch.where(measured, weight, 1.0)
+    weight = sample(tensor(case.confidence, device), coordinates, padding="zeros")[0, 0] * measured
     target = torch.where(measured, _nearest(case.classes, coordinates), 0)
     return Patch(image[None, None], plain[None, None], target[None], weight[None], measured[None], number)
 
@@ -673,8 +671,7 @@ class Unified:
         # Votes for the present class: this answer, the other one, and the ensemble's by its confidence.
         ensemble = torch.where((patch.target > 0) == (target > 0), 0.5 + 0.5 * patch.weight, 0.5 - 0.5 * patch.weight)
         agreement = (1 + (again == (target > 0)).float() + ensemble) / 3
-        weight = (2 * agreement - 1).clamp(0, 1) * seen
-        return torch.where(patch.measured, target, 0), torch.where(patch.measured, weight, 1.0)
+        return torch.where(patch.measured, target, 0), (2 * agreement - 1).clamp(0, 1) * seen
 
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         cases = self.cases.looked_at(self.stage.reporting.validation_cases)
