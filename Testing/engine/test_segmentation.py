@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from weaktumour import cli, models, pipeline
 from weaktumour.deformation import Affine
@@ -13,6 +14,7 @@ from weaktumour.evaluation.metrics import dice
 from weaktumour.labels import LIVER, TUMOUR, LabelMap, name_labels
 from weaktumour.networks import build
 from weaktumour.progress import Monitor
+from weaktumour.registration.preparation import prepare_ct, prepare_mr
 from weaktumour.segmentation import NoLiver, Segmentation, _probability, modality_of, segment
 from weaktumour.volumes import Grid, Volume, read_volume, write_volume
 from weaktumour.worker import run_here
@@ -228,6 +230,30 @@ def test_a_model_of_another_make(tmp_path, monkeypatch, simulated_patient):
     entry = models.import_model(tmp_path / "m.pt", "odd")
     with pytest.raises(ModelError, match="odd"):
         segment(simulated_patient.mr, "mr", entry, torch.device("cpu"), Monitor())
+
+
+def test_air_round_the_body_is_no_liver_on_a_ct(tmp_path, monkeypatch, simulated_patient):
+    """A network that calls everything liver is not believed farther than 5 mm from the CT's body, of tissue or lung."""
+    monkeypatch.setenv("WEAKTUMOUR_MODELS", str(tmp_path / "models"))
+    arguments = {"in_channels": 1, "out_channels": 3, "widths": [4, 8]}
+    network = build("unet", arguments)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    network.heads[0].bias.data[1] = 1.0
+    metadata = {"task": "segmentation", "input": {"spacing_mm": 5.0, "normalisation": "weaktumour-1"}, "output": {},
+                "licence": "none", "training": {}, "figures": {}, "description": ""}  # fmt: skip
+    models.save_weights(tmp_path / "m.pt", network, "unet", arguments, metadata)
+    entry = models.import_model(tmp_path / "m.pt", "everything")
+    mr, ct = (
+        segment(getattr(simulated_patient, kind), kind, entry, torch.device("cpu"), Monitor()) for kind in ("mr", "ct")
+    )
+    body = prepare_ct(simulated_patient.ct, 5.0, None).body > 0.5
+    far = ndimage.distance_transform_edt(~body) * 5.0
+    liver = ct.probability[1]
+    assert (liver[far <= 5.0] > 0.5).all() and (liver[far > 9.0] == 0).all()
+    assert ((far > 9.0) & (far < 20.0)).sum() > 1000, "the phantom has air to be called liver"
+    assert np.allclose(ct.probability.sum(0), 1)
+    assert (mr.probability[1] > 0.5).mean() > (prepare_mr(simulated_patient.mr, 5.0, None, None).body > 0.5).mean()
 
 
 def test_result_names_its_models(registered_result):

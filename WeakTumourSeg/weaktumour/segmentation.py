@@ -29,6 +29,7 @@ _OVERLAP = 16
 _SMALLEST_TUMOUR_MM = 6.0  # diameter; below it, at the network's spacing, there is nothing to tell from noise
 _THIN_MM = 3.0  # what an erosion by so much makes vanish is most often a vessel
 _SMALLEST_LIVER_ML = 150.0
+_RIM_MM = 5.0  # round the body of a CT; a network of few images may call air farther out liver
 
 
 class NoLiver(InputError):
@@ -102,6 +103,8 @@ def segment(image: Volume, modality: str, entry: ModelEntry, device: torch.devic
         return _probability(load(entry, device), value.to(device), monitor)
 
     found = on_device(run, device, monitor)
+    if modality == "ct":  # on an MRI, dark tissue at the rim may be counted as air
+        found[:, ~_near(scan.body[box] > 0.5, spacing)] = np.array([[1], [0], [0]])
     probability = np.zeros((3, *scan.grid.shape), dtype=np.float32)
     probability[0] = 1
     probability[(slice(None), *box)] = found
@@ -141,6 +144,11 @@ def _box(mask: np.ndarray, margin: int = 4) -> tuple[slice, ...]:
         low, high = (int(hit[0]), int(hit[-1]) + 1) if len(hit) else (0, size)
         spans.append(slice(max(0, low - margin), min(size, high + margin)))
     return tuple(spans)
+
+
+def _near(body: np.ndarray, spacing_mm: float) -> np.ndarray:
+    radius = max(1, round(_RIM_MM / spacing_mm))
+    return sitk.GetArrayFromImage(sitk.BinaryDilate(sitk.GetImageFromArray(body.astype(np.uint8)), [radius] * 3)) > 0
 
 
 def _without_vessels(probability: np.ndarray, inside: np.ndarray, spacing_mm: float) -> np.ndarray:
