@@ -20,7 +20,7 @@ import pytest
 import SimpleITK as sitk
 from packaging.requirements import Requirement
 
-from weaktumour import __version__
+from weaktumour import __version__, cli
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -290,7 +290,7 @@ def test_set_up_says_what_is_wrong(settings: dict[str, str], sentence: str, tmp_
     assert not (tmp_path / ".venv").exists()
 
 
-def test_readme_names_the_options_there_are():
+def test_readme_names_the_options_there_are(capsys):
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     usage = re.search(r"```text\n(.*?)```", text, re.DOTALL).group(1)
     commands = re.split(r"^weaktumour ", usage, flags=re.MULTILINE)[1:]
@@ -311,9 +311,14 @@ def test_readme_names_the_options_there_are():
         name = command.split()[0]
         if name in ("models", "dataset"):  # their actions have options of their own
             continue
-        told = run(sys.executable, "-m", "weaktumour", name, "--help", cwd=REPOSITORY)
-        assert told.returncode == 0, told.stderr
-        assert set(re.findall(r"--[a-z-]+", command)) == set(re.findall(r"--[a-z-]+", told.stdout)) - {"--help"}
+        usages = re.split(r"^ {11}train ", command.removeprefix("train "), flags=re.M) if name == "train" else [command]
+        for usage in usages:
+            for task in usage.split(" ")[0].split("|") if name == "train" else [""]:
+                with pytest.raises(SystemExit) as end:
+                    cli.main([name, *filter(None, [task]), "--help"])
+                assert end.value.code == 0
+                told = capsys.readouterr().out
+                assert set(re.findall(r"--[a-z-]+", usage)) == set(re.findall(r"--[a-z-]+", told)) - {"--help"}
 
 
 def test_readme_python_example_leaves_the_files_that_it_promises(registered_result: Path):

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 TASKS = {"registration": RegistrationConfig, "segmentation": SegmentationConfig}
 WEAK = "weak"
-# Which options belong to which: what would be ignored is refused.
-_OF_WEAK, _OF_OTHERS = ("mode", "cohort", "fold"), ("label_maps", "until")
 _START = "start.json"
 _SHARE_ALIKE = "CC-BY-SA-4.0"  # as the label maps of real livers ask for
 _NEEDS = (
@@ -33,27 +31,48 @@ _NEEDS = (
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     text = "train a network on label maps under random contrast, or both on a cohort of MRI-CT pairs"
-    parser = commands.add_parser("train", help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
-    parser.add_argument(
-        "task",
-        choices=sorted([*TASKS, WEAK]),
-        help="registration: MSCGUNet; segmentation: UNet; weak: both, from labels on the MRIs of a cohort",
+    parser = commands.add_parser("train", help=text, description=_sentence(text), allow_abbrev=False)
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    parsers = {
+        name: tasks.add_parser(name, help=text, description=_sentence(text), allow_abbrev=False)
+        for name, text in {
+            "registration": "MSCGUNet, from label maps under random contrast",
+            "segmentation": "the UNet, from label maps under random contrast",
+            WEAK: "both, from a cohort of MRI-CT pairs with labels on the MRIs",
+        }.items()
+    }
+    for name, parser in parsers.items():
+        parser.add_argument(
+            "--out", required=True, metavar="DIR", help="folder of the run; the same one again goes on with it"
+        )
+        parser.add_argument(
+            "--config", metavar="FILE", help="JSON file with any of the settings (a run's config.json holds them all)"
+        )
+        if name != WEAK:
+            parser.add_argument(
+                "--label-maps", metavar="DIR", help="label maps (.nii.gz) to learn from beside the phantoms"
+            )
+            parser.add_argument(
+                "--splits", metavar="FILE", help="splits.json that says which label maps and seeds may be learnt from"
+            )
+            parser.add_argument("--until", type=int, metavar="STEP", help="stop after this step; start again to go on")
+    weak = parsers[WEAK]
+    weak.add_argument(
+        "--mode", choices=MODES, required=True, help="what to do (sequential alternates, unified trains both at once)"
     )
-    parser.add_argument("--out", required=True, help="folder of the run; the same one again goes on with it")
-    parser.add_argument("--config", help="JSON file with any of the settings (a run's config.json holds them all)")
-    parser.add_argument("--label-maps", help="folder of label maps (.nii.gz) to learn from beside the phantoms")
-    parser.add_argument("--splits", help="splits.json that says which label maps and seeds may be learnt from")
-    parser.add_argument("--until", type=int, metavar="STEP", help="stop after this step; start again to go on")
-    parser.add_argument("--mode", choices=MODES, help="weak: what to do (sequential alternates, unified does both)")
-    parser.add_argument("--cohort", metavar="DIR", help="weak: folder of case folders")
-    parser.add_argument("--fold", type=int, metavar="K", help="weak: hold out what fold K of --splits tests, from 0")
+    weak.add_argument("--cohort", metavar="DIR", required=True, help="folder of case folders")
+    weak.add_argument("--splits", metavar="FILE", help="splits.json of `weaktumour dataset split`")
+    weak.add_argument("--fold", type=int, metavar="K", help="hold out what fold K of --splits tests, from 0")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def run(options: Mapping[str, object]) -> int:
     """Train and write OUT/model.pt. Raises InputError."""
     _check_installed()
     task = str(options["task"])
-    _check_options(task, options)
     if task == WEAK:
         return _run_weak(options)
     kind = TASKS[task]
@@ -71,17 +90,6 @@ def run(options: Mapping[str, object]) -> int:
         return 0
     print(f"Weights: {weights.resolve()}  (weaktumour models import {weights} adds them)", flush=True)
     return 0
-
-
-def _check_options(task: str, options: Mapping[str, object]) -> None:
-    """What would be ignored is refused; what is needed is asked for."""
-    foreign = _OF_OTHERS if task == WEAK else _OF_WEAK
-    for name in foreign:
-        if options.get(name) is not None:
-            raise InputError(f"--{name.replace('_', '-')}: it does not belong to `train {task}`; leave it out.")
-    for name in ("mode", "cohort") if task == WEAK else ():
-        if not options.get(name):
-            raise InputError(f"--{name}: `train weak` needs it; see weaktumour train --help.")
 
 
 def _run_weak(options: Mapping[str, object]) -> int:
