@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from weaktumour import cli, models, pipeline
@@ -387,6 +388,45 @@ def test_a_liver_with_which_nothing_can_be_aligned_is_left_out(patients, known, 
     monkeypatch.setattr(pipeline, "register", lambda *_, **__: strict(found))
     with pytest.raises(InputError, match="share no anatomy"):
         weak.find_pair(case, known.prepared, None, (), CPU)
+
+
+def drawn_too_large(case: Case) -> Volume:
+    """The CT's liver as a probability, its surface 8 mm too far out."""
+    liver = sitk.GetImageFromArray((case.ct_labels.array > 0).astype(np.uint8))
+    liver.SetSpacing(case.ct.grid.spacing)
+    distance = sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(liver, False, False, True))
+    probability = np.where(distance < 25, 1 / (1 + np.exp((distance - 8) / 3)), 0)
+    return Volume(probability.astype(np.float32), case.ct.grid)
+
+
+def test_a_liver_of_the_known_volume(patients):
+    case = patients["a"]
+    found, known = drawn_too_large(case), Volume(case.mr_labels.array > 0, case.mr.grid)
+    before, wanted = (found.array > 0.5).sum(), known.array.sum()
+    assert before > 1.3 * wanted
+    made = weak.with_volume_of(found, known)
+    assert (made.array > 0.5).sum() == pytest.approx(wanted, rel=0.03)
+    assert dice(made.array > 0.5, case.ct_labels.array > 0) > 0.97
+    assert (np.diff(made.array.ravel()[np.argsort(found.array, axis=None)]) >= 0).all()
+    assert not made.array[found.array == 0].any()
+    grown = weak.with_volume_of(made, Volume(found.array > 0.5, found.grid))
+    assert (grown.array > 0.5).sum() == pytest.approx(before, rel=0.03)
+    assert weak.with_volume_of(made, known) is made  # near enough
+    part = Volume(known.array & (np.indices(known.array.shape)[0] < 13), known.grid)
+    assert weak.with_volume_of(found, part) is found  # of another liver, or not all of it
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_mris_liver_says_how_large_it_is_where_all_of_it_was_seen(whole, patients, monkeypatch):
+    case = patients["a"]
+    if not whole:  # the MRI ends in the liver's lowest slices
+        case = replace(case, mr=slab(case.mr, 21), mr_labels=slab(case.mr_labels, 21))
+    inputs = pipeline.Inputs(case.mr, case.ct, labels_of(case), drawn_too_large(case), Affine.identity())
+    monkeypatch.setattr(pipeline, "find_livers", lambda *_: inputs)
+    prepared = prepare(case, 8.0, 12.0)
+    pair = weak.find_pair(case, prepared, None, (), CPU)
+    ratio = (pair.ct_liver > 0.5).sum() / (prepared.truth > 0).sum()
+    assert ratio == pytest.approx(1 if whole else 1.32, abs=0.05)
 
 
 def test_the_guide_counts_where_both_images_looked(cut):

@@ -71,6 +71,11 @@ from .weak_tasks import (
 
 _SHARE_ALIKE = "CC-BY-SA-4.0"
 _OWN_DATA = "not stated: trained on a cohort of your own, which decides"
+# A liver keeps its volume, whatever the breath. Registration holds it against a small misfit; one that is farther off,
+# up to what cannot be the same liver, it would follow.
+_MISFIT, _OTHER = 1.15, 2.0
+_CUT = 0.01  # share of a liver's voxels on the image's outermost ones, up to which next to nothing of it is missing
+_LEAST = 1e-6  # probability; of 0 and 1 no odds can be told
 
 
 def run_weak(mode: str, config: WeakConfig, out: Path, members: Sequence[Member]) -> list[Path]:
@@ -689,6 +694,8 @@ def find_pair(case: Case, prepared: Prepared, unet: ModelEntry, stages: tuple[st
     nothing, preset = pipeline.Networks(None, None), pipeline.PRESETS["fast"]
     inputs = pipeline.Inputs(case.mr, case.ct, labels_of(case), None, Affine.identity())
     inputs = pipeline.find_livers(inputs, unet, device, monitor)
+    if inputs.ct_liver is not None and _both_seen_whole(prepared, inputs.in_ct_frame().ct_liver):
+        inputs = replace(inputs, ct_liver=with_volume_of(inputs.ct_liver, inputs.labels.whole_liver()))
     try:
         found = pipeline.register(inputs, nothing, stages, preset, device=device, monitor=monitor)
     except InputError:
@@ -705,6 +712,36 @@ def find_pair(case: Case, prepared: Prepared, unet: ModelEntry, stages: tuple[st
         if distance is not None:
             distance = np.where(measured > 0.5, distance, DISTANCE_LIMIT_MM).astype(np.float32)
     return Pair(found.alignment.transform.matrix, liver, distance)
+
+
+def _both_seen_whole(prepared: Prepared, ct_liver: Volume) -> bool:
+    """Whether each image has (nearly) all of the liver. ct_liver: in the CT's frame."""
+    found = ct_liver.resample_to(prepared.ct_grid).array > 0.5
+    for liver, measured in ((prepared.mr_target > 0, prepared.mr_measured), (found, prepared.ct_measured)):
+        image = sitk.GetImageFromArray(measured.astype(np.uint8))
+        inner = sitk.BinaryErode(image, [1] * 3, sitk.sitkBall, 0.0, 1.0, False)  # beyond the grid nothing is measured
+        if (liver & (sitk.GetArrayFromImage(inner) == 0)).sum() > _CUT * liver.sum():
+            return False
+    return True
+
+
+def with_volume_of(found: Volume, known: Volume) -> Volume:
+    """A liver's probability whose surface, at 0.5, encloses the known liver's volume: its odds, times one factor.
+
+    A UNet that has learnt from other images may draw a liver that is far too large or too small, and registration would
+    stretch the labels to it. found: probability, float32; known: mask. Where the volumes differ little, or too much to
+    be of one liver, found comes back as it is.
+    """
+    wanted = (known.array > 0.5).sum() * known.grid.voxel_volume_mm3 / found.grid.voxel_volume_mm3
+    ratio = (found.array > 0.5).sum() / max(wanted, 1.0)
+    if not _MISFIT < max(ratio, 1 / max(ratio, _LEAST)) < _OTHER:
+        return found
+    likely = found.array.clip(_LEAST, 1 - _LEAST).astype(np.float64)
+    odds = likely / (1 - likely)
+    last = np.partition(odds.ravel(), -round(wanted))[-round(wanted)]  # that still belongs to it
+    first = odds[odds < last].max(initial=odds.min())
+    odds /= np.sqrt(last * first)
+    return Volume(np.where(found.array > 0, odds / (1 + odds), 0.0).astype(np.float32), found.grid)
 
 
 # -- pseudo-labels as files -----------------------------------------------------------------------------------------
