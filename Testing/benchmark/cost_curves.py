@@ -52,6 +52,7 @@ def _arguments():
 
 
 def _cost(folder: Path, spacing_mm: tuple[float, float, float], tumours: int, arguments) -> dict:
+    coarse = {"anatomy_spacing_mm": 2.5} if arguments.smoke else {}
     case = simulate_patient(
         arguments.seed,
         ct_spacing_mm=spacing_mm,
@@ -59,10 +60,14 @@ def _cost(folder: Path, spacing_mm: tuple[float, float, float], tumours: int, ar
         ct_extent_mm=CT_EXTENT_MM,
         mr_extent_mm=MR_EXTENT_MM,
         tumour_count=tumours,
+        **coarse,
     )
     write_case(folder / "case", case)
     files = {name: folder / "case" / f"{name}.nii.gz" for name in ("mr", "ct", "mr_labels")}
-    ours = run_ours("register", **files, out=folder / "ours", device="cpu", uncertainty="off", overwrite=True)
+    preset = "fast" if arguments.smoke else "balanced"
+    ours = run_ours(
+        "register", **files, out=folder / "ours", preset=preset, device="cpu", uncertainty="off", overwrite=True
+    )
     found = int(case.mr_labels.array.max()) - 1
     return {
         "ct_voxels": int(np.prod(case.ct.grid.size)),

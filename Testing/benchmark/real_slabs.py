@@ -67,14 +67,16 @@ def main() -> int:
 
     with work_folder(arguments) as work:
         preset = "fast" if arguments.smoke else arguments.preset
-        options = {**files, "mr_label_map": f"{LIVER}=liver", "preset": preset, "overwrite": True}
+        options = {**files, "mr_label_map": f"{LIVER}=liver", "preset": preset, "uncertainty": "off", "overwrite": True}
         ours = run_ours("register", out=work / "ours", **options)
         run_ours("register", out=work / "alignment", stages="alignment", **options)
         result = read_result(work / "ours")
         our_field = DisplacementField.read(work / "ours" / "transform.h5")
         our_affine = DisplacementField.read(work / "alignment" / "transform.h5").best_affine.matrix
     ours_mm = result["settings"]["working_spacing_mm"]
-    spacings = [arguments.spacing] if arguments.spacing else sorted({PEER_SETTINGS["convexadam"].spacing_mm, ours_mm})
+    spacings = sorted({PEER_SETTINGS["convexadam"].spacing_mm, ours_mm})
+    if arguments.spacing or arguments.smoke:
+        spacings = [arguments.spacing or ours_mm]
 
     centres = np.eye(4)
     mr = read_volume(files["mr"], "MRI")

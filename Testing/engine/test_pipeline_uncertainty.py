@@ -43,10 +43,23 @@ class Watched(Monitor):
 
 
 @pytest.fixture(scope="module")
-def assessed(simulated_case: Path, tmp_path_factory) -> tuple[Path, Watched]:
+def computed() -> dict[str, object]:
+    """What the longest steps of `assessed` gave, by name."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def assessed(simulated_case: Path, computed, tmp_path_factory) -> tuple[Path, Watched]:
     out = tmp_path_factory.mktemp("assessed") / "result"
     monitor = Watched()
-    register_and_propagate(arguments(simulated_case, out, uncertainty="on"), monitor)
+
+    def kept(name: str, real):
+        return lambda *args, **how: computed.setdefault(name, real(*args, **how))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("register", "measure_uncertainty"):
+            patch.setattr(pipeline, name, kept(name, getattr(pipeline, name)))
+        register_and_propagate(arguments(simulated_case, out, uncertainty="on"), monitor)
     return out, monitor
 
 
@@ -79,8 +92,10 @@ def test_each_tumour_gets_a_radius_a_covariance_and_a_verdict(assessed):
     assert 0 < result["metrics"]["unlikeness"] < 1
 
 
-def test_without_the_same_vessels_no_tumour_is_localised(assessed, simulated_case: Path, tmp_path, monkeypatch):
+def test_without_the_same_vessels_no_tumour_is_localised(assessed, computed, simulated_case, tmp_path, monkeypatch):
     with_vessels = json.loads((assessed[0] / "result.json").read_text())
+    for name, found in computed.items():
+        monkeypatch.setattr(pipeline, name, lambda *_, found=found, **__: found)
     asked = []
     monkeypatch.setattr(pipeline, "shows_same_vessels", lambda correlation: bool(asked.append(correlation)))
     register_and_propagate(arguments(simulated_case, tmp_path / "out", uncertainty="on"), Monitor())
