@@ -11,14 +11,16 @@ published one's is taken as it is, each structure from a probability of 0.5, as 
 Of each: the liver and the tumours that its UNet finds in the CT, what that UNet claims where the CT shows nothing, and
 the MRI's labels as propagated with its networks. To use two cores, start it for two folds that follow each other, then
 once without --fold for the table. With --keep, a training that was stopped goes on. Finished figures go to
-`Testing/benchmark/weak_supervision` (--rows) and are not made again, so that the experiment can take several sessions;
-the four methods that share a fold's start go there together. --scale multiplies all numbers of steps; --settings names
-a JSON file of settings. Figures that were made with other settings are refused; --smoke keeps to DIR/smoke.
+`Testing/benchmark/weak_supervision` (--rows) and are not made again, so that the experiment can take several sessions.
+Where a fold's `start` had to be trained again for a further method, the table says so. --scale multiplies all numbers
+of steps; --settings names a JSON file of settings. Figures that were made with other settings are refused; --smoke
+keeps to DIR/smoke.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -71,7 +73,7 @@ METHODS = {
     "unified": "ours, both networks in one training",
     "corrected": "ours, in rounds, where a person corrected the CT labels of 4 training patients (here: the truth)",
 }
-TOGETHER = (("shipped",), ("published",), ("start", "sequential", "unified", "corrected"))
+FROM_START = ("start", "sequential", "unified", "corrected")
 ROWS = Path(__file__).with_name("weak_supervision")
 STAGES = ("pretrain", "adapt", "learn", "unified", "published_unet", "published_joint")
 CORRECTED = 4  # patients
@@ -227,7 +229,9 @@ class Fold:
             if former is None:
                 which, remedy = "unknown", "delete it, and the training that is kept is measured anew"
             raise InputError(f"{kept} was made with {which} settings; {remedy}.")
-        self._finish(next(group for group in TOGETHER if method in group))
+        if kept.parent != self.rows:
+            self.rows.mkdir(parents=True, exist_ok=True)
+            _write_whole(self.rows / kept.name, content)
         return content["rows"]
 
     def has(self, method: str) -> bool:
@@ -241,20 +245,12 @@ class Fold:
         finished = self.rows / f"{method}.json"
         return finished if finished.exists() else self.folder / f"{method}.json"
 
-    def _finish(self, group: tuple[str, ...]) -> None:
-        """Figures of one start belong together: a UNet that is trained again need not be the same."""
-        if all((self.folder / f"{method}.json").exists() for method in group):
-            self.rows.mkdir(parents=True, exist_ok=True)
-            for method in group:
-                content = json.loads((self.folder / f"{method}.json").read_text(encoding="utf-8"))
-                _write_whole(self.rows / f"{method}.json", content)
-
     def _rows(self, method: str) -> list[dict]:
         begun = time.monotonic()
         trained = self.train(method)
         seconds = time.monotonic() - begun
         made = {"fold": self.number, "method": method, "training_s": seconds, "code": _code(),
-                "precision": self.config.computing.precision}  # fmt: skip
+                "precision": self.config.computing.precision, "start": self._start_checksum(method)}  # fmt: skip
         rows = []
         for name in self.parts["test"]:
             row = self.measure(method, trained, read_case(self.work / "cohort" / name))
@@ -294,6 +290,11 @@ class Fold:
     def start(self) -> ModelEntry:
         path = self.folder / "start" / "segmentation.pt"
         return models.entry_of(path) if path.exists() else self.train("start")["segmentation"]
+
+    def _start_checksum(self, method: str) -> str | None:
+        """Trained again, it need not be the same."""
+        path = self.folder / "start" / "segmentation.pt"
+        return hashlib.sha256(path.read_bytes()).hexdigest() if method in FROM_START and path.exists() else None
 
     def _share(self, link: Path, folder: Path) -> None:
         """What comes out the same in several runs is made once: the cases, and pairs found with the same UNet."""
@@ -460,6 +461,9 @@ def _reported(arguments: argparse.Namespace, work: Path, rows: list[dict], metho
         f"{patients} simulated patients (weak_supervision of splits.json, simulator {VERSION}), folds {folds} held "
         f"out, steps times {arguments.scale:g}; code {' and '.join(sorted({row['code'] for row in rows}))}"
     )
+    apart = [fold for fold in folds if len({row.get("start") for row in rows if row["fold"] == fold} - {None}) > 1]
+    if apart:
+        data += f"; in folds {apart} not all methods began with the same training of `start`"
     if arguments.page:
         introduction = [
             f"`python Testing/benchmark/weak_supervision.py`: {data}.",

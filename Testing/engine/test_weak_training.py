@@ -935,18 +935,23 @@ def test_kept_figures_of_other_settings_are_refused(experiment, tmp_path):
     assert experiment.trained == ["sequential"]
 
 
-def test_finished_figures_outlive_the_folder_and_those_of_one_start_stay_together(experiment, tmp_path):
-    group = ["start", "sequential", "unified", "corrected"]
-    for method in ("shipped", *group[:3]):
-        experiment().measured(method)
-    assert [path.name for path in (tmp_path / "rows").rglob("*.json")] == ["shipped.json"]
-    experiment(work="elsewhere").measured("shipped")
-    experiment(work="elsewhere").measured("start")  # the other folder's start is lost: it is trained again
-    assert experiment.trained == ["shipped", *group[:3], "start"]
-    rows = experiment().measured("corrected")
-    assert {path.stem for path in (tmp_path / "rows/fold-0").iterdir()} == {"shipped", *group}
-    assert experiment(work="third").measured("corrected") == rows
-    assert experiment.trained == ["shipped", *group[:3], "start", "corrected"]
+def test_finished_figures_outlive_the_folder_and_say_with_which_start(experiment, tmp_path):
+    def begun(work: str, content: bytes) -> None:
+        path = tmp_path / work / "fold-0/start/segmentation.pt"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+
+    begun("work", b"one")
+    first = [experiment().measured(method) for method in ("shipped", "start", "sequential")]
+    begun("elsewhere", b"another")  # the other folder is lost
+    for method in ("shipped", "start", "sequential"):
+        assert experiment(work="elsewhere").measured(method) == first.pop(0)
+    (last,) = experiment(work="elsewhere").measured("corrected")
+    assert experiment.trained == ["shipped", "start", "sequential", "corrected"]
+    kept = {path.stem: json.loads(path.read_text())["rows"][0] for path in (tmp_path / "rows/fold-0").iterdir()}
+    assert kept["corrected"] == last
+    assert kept["shipped"]["start"] is None
+    assert kept["start"]["start"] == kept["sequential"]["start"] != last["start"]
 
 
 def test_a_patient_whom_registration_refuses_counts_as_not_carried(patients, monkeypatch, capsys):
