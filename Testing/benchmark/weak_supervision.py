@@ -25,6 +25,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -461,8 +462,7 @@ def _reported(arguments: argparse.Namespace, work: Path, rows: list[dict], metho
         f"{patients} simulated patients (weak_supervision of splits.json, simulator {VERSION}), folds {folds} held "
         f"out, steps times {arguments.scale:g}; code {' and '.join(sorted({row['code'] for row in rows}))}"
     )
-    apart = [fold for fold in folds if len({row.get("start") for row in rows if row["fold"] == fold} - {None}) > 1]
-    if apart:
+    if apart := started_apart(rows):
         data += f"; in folds {apart} not all methods began with the same training of `start`"
     if arguments.page:
         introduction = [
@@ -472,6 +472,12 @@ def _reported(arguments: argparse.Namespace, work: Path, rows: list[dict], metho
         ]
         write_page(arguments, "What weak supervision is worth", introduction, bars, tables)
     return report(arguments, "Weak supervision", data, tables, {"methods": figures, "cases": rows}, bars)
+
+
+def started_apart(rows: list[dict]) -> list[int]:
+    """Folds in which not all methods began with the same training of `start`."""
+    starts = {(row["fold"], row["start"]) for row in rows if row.get("start")}
+    return sorted(fold for fold, count in Counter(fold for fold, _start in starts).items() if count > 1)
 
 
 def summary(rows: list[dict]) -> dict:

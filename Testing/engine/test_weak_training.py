@@ -953,6 +953,11 @@ def test_finished_figures_outlive_the_folder_and_say_with_which_start(experiment
     assert kept["shipped"]["start"] is None
     assert kept["start"]["start"] == kept["sequential"]["start"] != last["start"]
 
+    import weak_supervision
+
+    assert weak_supervision.started_apart(list(kept.values())) == [0]
+    assert not weak_supervision.started_apart([kept["shipped"], kept["start"], kept["sequential"]])
+
 
 def test_a_patient_whom_registration_refuses_counts_as_not_carried(patients, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT.parent / "Testing/benchmark"))

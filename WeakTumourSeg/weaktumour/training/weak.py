@@ -738,7 +738,8 @@ def with_volume_of(found: Volume, known: Volume) -> Volume:
         return found
     likely = found.array.clip(_LEAST, 1 - _LEAST).astype(np.float64)
     odds = likely / (1 - likely)
-    last = np.partition(odds.ravel(), -round(wanted))[-round(wanted)]  # that still belongs to it
+    number = min(round(wanted), odds.size)
+    last = np.partition(odds.ravel(), -number)[-number]  # that still belongs to it
     first = odds[odds < last].max(initial=odds.min())
     odds /= np.sqrt(last * first)
     return Volume(np.where(found.array > 0, odds / (1 + odds), 0.0).astype(np.float32), found.grid)
