@@ -250,6 +250,39 @@ def test_a_new_tumour_gets_the_next_value(result, inputs, tmp_path):
     assert np.array_equal(case.ct_labels.array == 4, box(SHAPE, (5, 7), (5, 7), (5, 7)))
 
 
+def test_the_place_of_a_deleted_tumour_is_liver_again(result, inputs, tmp_path):
+    result.segmentation.GetSegmentation().RemoveSegment("tumour_2")
+    expected = labelsOnCT()
+    expected[expected == 2] = 1
+    assert np.array_equal(training_export.labelsOnCT(result.segmentation, inputs.ct), expected)
+    case = read_case(training_export.saveForTraining(result.segmentation, tmp_path))
+    assert np.array_equal(case.ct_labels.array, expected)
+
+
+def test_the_place_that_a_moved_tumour_left_is_liver_again(result, inputs):
+    moved = np.roll(labelsOnCT() == 2, -2, axis=1)
+    draw(result.segmentation, "tumour_2", moved, inputs.ct)
+    expected = np.where(moved, 2, np.where(labelsOnCT() == 2, 1, labelsOnCT()))
+    assert np.array_equal(training_export.labelsOnCT(result.segmentation, inputs.ct), expected)
+
+
+def test_what_was_taken_off_a_tumour_outside_the_liver_stays_outside(result, inputs):
+    """As where the run put a tumour's rim into the fat."""
+    keep = labelsOnCT() > 0
+    keep[:, :, 11:] = False  # liver and tumours end there now; of the tumour, two of its five layers are off
+    for value, segmentId in ((1, "liver_1"), (2, "tumour_2"), (3, "tumour_3")):
+        draw(result.segmentation, segmentId, (labelsOnCT() == value) & keep, inputs.ct)
+    assert np.array_equal(training_export.labelsOnCT(result.segmentation, inputs.ct), labelsOnCT() * keep)
+
+
+def test_a_result_that_does_not_say_what_it_computed_is_taken_as_it_is(result, inputs):
+    result.segmentation.GetSegmentation().RemoveSegment("tumour_2")
+    for value in (None, "", "{", "[]", '{"size": [20, 22, 24]}', '{"size": [1, 2, 3], "low": 1}'):
+        result.segmentation.SetAttribute(scene_import.COMPUTED_ATTRIBUTE, value)
+        found = training_export.labelsOnCT(result.segmentation, inputs.ct)
+        assert np.array_equal(found, np.where(labelsOnCT() == 2, 0, labelsOnCT()))
+
+
 def test_tumours_stay_paired_when_the_mris_segments_change(result, inputs, tmp_path):
     """After the run: a new lesion before the others on the MRI, one deleted there and in the result, a new one here."""
     segmentation, labels = inputs.mrSegmentation.GetSegmentation(), labelsOnCT()

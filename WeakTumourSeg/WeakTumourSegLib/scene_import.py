@@ -7,7 +7,10 @@ to world points of the MRI as they stood at the run. Nothing that was in the sce
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 from weaktumour.errors import InputError
 
 from . import geometry, roles, tumour_table
-from .scene_export import RunInputs, SegmentLabel
+from .scene_export import FIRST_TUMOUR_VALUE, RunInputs, SegmentLabel
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -34,6 +37,7 @@ KIND_ATTRIBUTE = "WeakTumourSeg.Kind"
 MOVING_TO_WORLD_ATTRIBUTE = "WeakTumourSeg.MovingToWorld"
 NUMBER_ATTRIBUTE = "WeakTumourSeg.Number"  # of the run, as it stands in the names of its nodes
 SOURCES_ATTRIBUTE = "WeakTumourSeg.Sources"  # {value in the label maps: id of the segment on the MRI}
+COMPUTED_ATTRIBUTE = "WeakTumourSeg.ComputedTumours"  # the voxels that the run called tumour, see `computedTumours`
 LABEL_TAG, RESULT_ATTRIBUTE = tumour_table.LABEL_TAG, tumour_table.RESULT_ATTRIBUTE
 SEGMENTATION, TRANSFORM, REGISTERED_MR, SHOWN = "segmentation", "transform", "registeredMR", "shown"
 FOUND_ON_MR, REPORT, PROBABILITY, REGIONS = "foundOnMR", "report", "probability", "regions"
@@ -76,6 +80,7 @@ def importResult(
         sources = {label.value: label.segmentId for label in labels}
         segmentation.SetAttribute(NUMBER_ATTRIBUTE, suffix)
         keepContent(segmentation, result)
+        _keepComputedTumours(segmentation, folder)
         tumour_table.markComputed(segmentation)
         transform = add(
             "vtkMRMLTransformNode",
@@ -132,6 +137,37 @@ def keepContent(segmentation: slicer.vtkMRMLSegmentationNode, result: Mapping[st
         "timings_s": {"total": result["timings_s"].get("total")},
     }
     segmentation.SetAttribute(RESULT_ATTRIBUTE, json.dumps(kept))
+
+
+def _keepComputedTumours(segmentation: slicer.vtkMRMLSegmentationNode, folder: Path) -> None:
+    import SimpleITK as sitk
+
+    tumours = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "ct_labels.nii.gz"))) >= FIRST_TUMOUR_VALUE
+    occupied = np.argwhere(tumours)
+    if not len(occupied):
+        return
+    low, high = occupied.min(0), occupied.max(0) + 1
+    bits = zlib.compress(np.packbits(tumours[tuple(map(slice, low, high))]).tobytes())
+    kept = {"size": tumours.shape, "low": low.tolist(), "high": high.tolist(), "bits": base64.b64encode(bits).decode()}
+    segmentation.SetAttribute(COMPUTED_ATTRIBUTE, json.dumps(kept))
+
+
+def computedTumours(segmentation: slicer.vtkMRMLSegmentationNode, size: Sequence[int]) -> np.ndarray:
+    """(k, j, i) bool on the CT's grid of that size: where the run put tumours, whatever became of their segments since.
+
+    False everywhere where that is not known: results of former versions, another size.
+    """
+    voxels = np.zeros(tuple(size), bool)
+    try:
+        kept = json.loads(segmentation.GetAttribute(COMPUTED_ATTRIBUTE) or "{}")
+        if kept.get("size") != list(voxels.shape):
+            return voxels
+        box = voxels[tuple(map(slice, kept["low"], kept["high"]))]
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(kept["bits"])), np.uint8)
+        box[...] = np.unpackbits(bits, count=box.size).reshape(box.shape)
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error, binascii.Error):
+        voxels[...] = False
+    return voxels
 
 
 @contextmanager

@@ -16,7 +16,14 @@ from weaktumour.errors import InputError
 
 from . import geometry, roles
 from .scene_export import FIRST_TUMOUR_VALUE, LARGEST_VALUE, LIVER_VALUE, labelMap, segmentsOnGrid
-from .scene_import import FIXED_ROLE, LABEL_TAG, MOVING_ROLE, MOVING_SEGMENTATION_ROLE, SOURCES_ATTRIBUTE
+from .scene_import import (
+    FIXED_ROLE,
+    LABEL_TAG,
+    MOVING_ROLE,
+    MOVING_SEGMENTATION_ROLE,
+    SOURCES_ATTRIBUTE,
+    computedTumours,
+)
 
 if TYPE_CHECKING:
     from weaktumour.volumes import Volume
@@ -62,12 +69,33 @@ def labelsOnCT(
 ) -> np.ndarray:
     """(k, j, i) uint8 on the CT's grid: the result's segments with the values of the run.
 
-    New tumours get values that neither the run nor `taken` has.
+    New tumours get values that neither the run nor `taken` has. Where a computed tumour was deleted, moved or made
+    smaller, and mostly liver or tumour is round that place, it is liver again: the liver's segment has a hole there.
     """
     voxels = np.zeros(geometry.sizeOf(ct)[::-1], np.uint8)
     for value, segmentId in sorted(_values(result, taken)):  # the liver first: tumours win
         voxels[segmentsOnGrid(result, [segmentId], ct)] = value
+    left = computedTumours(result, voxels.shape) & (voxels == 0)
+    for part in _parts(left):
+        if _shareRound(part, voxels > 0) > 0.5:
+            voxels[part] = LIVER_VALUE
     return voxels
+
+
+def _parts(mask: np.ndarray) -> list[np.ndarray]:
+    import SimpleITK as sitk
+
+    numbered = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8))))
+    return [numbered == number for number in range(1, int(numbered.max()) + 1)]
+
+
+def _shareRound(part: np.ndarray, mask: np.ndarray) -> float:
+    """Of the voxels that touch a part, those in a mask."""
+    import SimpleITK as sitk
+
+    cross = sitk.BinaryDilate(sitk.GetImageFromArray(part.astype(np.uint8)), [1, 1, 1], sitk.sitkCross)
+    shell = (sitk.GetArrayFromImage(cross) > 0) & ~part
+    return float(mask[shell].mean()) if shell.any() else 0.0
 
 
 def _valuesOnMR(result: slicer.vtkMRMLSegmentationNode) -> dict[str, int]:
