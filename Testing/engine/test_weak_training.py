@@ -23,12 +23,12 @@ import SimpleITK as sitk
 import torch
 
 from weaktumour import cli, models, pipeline
-from weaktumour.cases import Case, write_case
+from weaktumour.cases import Case, write_case, write_single
 from weaktumour.deformation import Affine
 from weaktumour.errors import InputError
 from weaktumour.evaluation.metrics import dice
 from weaktumour.networks import build
-from weaktumour.training import pseudo_labels, published, weak, weak_tasks
+from weaktumour.training import loop, pseudo_labels, published, weak, weak_tasks
 from weaktumour.training.cohort import labels_of, read_cohort
 from weaktumour.training.config import Computing, Optimisation, parse_config
 from weaktumour.training.loop import move_average
@@ -41,6 +41,7 @@ from weaktumour.training.weak_tasks import (
     Both,
     CaseData,
     Cases,
+    CasesOnDisk,
     CTSegmentation,
     MRSegmentation,
     PairMaker,
@@ -191,6 +192,24 @@ def test_labels_that_are_not_sure_teach_nothing(loss):
     overlap_loss(logits, target, weight, Segmenting(loss=loss))["loss"].backward()
     assert not logits.grad[:, :, 2:].any()
     assert logits.grad[:, :, :2].abs().min() > 0
+
+
+@pytest.mark.parametrize("loss", ["dice", "dice_ce", "focal_tversky"])
+def test_a_tumour_that_is_not_there_must_not_be_claimed(loss):
+    """All background called tumour, as from unlucky weights: the slope has to lead out of it."""
+    target, weight = torch.zeros(1, 8, 8, 8, dtype=torch.int64), torch.ones(1, 8, 8, 8)
+    target[:, :4, :4, :4] = 1
+    logits = torch.zeros(1, 3, 8, 8, 8)
+    logits[:, 1][target == 1] = 3.0
+    logits[:, 2][target == 0] = 3.0
+    logits.requires_grad_()
+    settings = Segmenting(loss=loss)
+    optimiser = torch.optim.Adam([logits], 0.5)
+    for _ in range(20):
+        optimiser.zero_grad()
+        overlap_loss(logits, target, weight, settings)["loss"].backward()
+        optimiser.step()
+    assert torch.equal(logits.argmax(1), target)
 
 
 # -- the teacher ------------------------------------------------------------------------------------------------------
@@ -483,6 +502,69 @@ def test_a_sample_depends_on_its_number_and_the_seed_alone(kind, known):
         assert other.shape != first.shape or not torch.equal(other, first)
 
 
+def test_the_unet_learns_from_the_cts_image(known):
+    """The published recipe showed it the MRI, moved onto the CT."""
+    sample = CTSegmentation(stage_of(), Segmenting(voxels=4096), Cases([known]), unet(), 8.0).sample(1, CPU)
+    ct, measured = (torch.from_numpy(a.astype(np.float32))[None, None] for a in (known.prepared.ct, sample_of(known)))
+    random = Random(1)  # the sample's own draws: seed 0, number 1
+    known_case = Cases([known]).drawn(random)
+    coordinates = weak_tasks.patch_coordinates(known_case.classes, 4096, 8.0, random)
+    expected = weak_tasks.sample(ct, coordinates, padding="zeros")
+    looked = weak_tasks.sample(measured, coordinates, padding="zeros") > 0.99
+    torch.testing.assert_close(sample.plain[looked], expected[looked])
+    assert looked.float().mean() > 0.3
+
+
+def sample_of(known: CaseData) -> np.ndarray:
+    return known.prepared.ct_measured
+
+
+def test_corrected_labels_are_not_replaced_by_the_registrations(known, monkeypatch):
+    """In unified training each step makes labels from the registration, except where a person drew them."""
+    maker, caught = PairMaker(Registering(), 12.0, (16, 16, 16)), []
+    monkeypatch.setattr(weak_tasks, "deep_loss", lambda outputs, target, weight, settings: (
+        caught.append((target, weight)), {"loss": outputs.sum() * 0})[1])  # fmt: skip
+    for corrected in (False, True):
+        cases = Cases([replace(known, corrected=corrected)])
+        task = Unified(stage_of(), Segmenting(), maker, cases, Both(unet(), mscgunet()), 8.0)
+        sample = task.sample(0, CPU)
+        task.losses(task.network(), sample)
+        target, weight = caught.pop()
+        same = torch.equal(target, sample.patch.target) and torch.equal(weight, sample.patch.weight)
+        assert same == corrected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "loss", "least"), [("unet", "dice_ce", 0.5), ("attention_unet", "focal_tversky", 0.4)]
+)
+def test_a_unet_learns_the_liver_of_a_ct(architecture, loss, least, known, tmp_path):
+    """From random weights, with a teacher. The whole body called liver would be 0.28; focal Tversky claims freely."""
+    torch.manual_seed(0)
+    begin = build(architecture, {"in_channels": 1, "out_channels": 3, **UNET})
+    stage = stage_of(80, learning_rate=2e-2, average=0.9)
+    task = CTSegmentation(stage, Segmenting(loss=loss, voxels=8192), Cases([known]), begin, 8.0)
+    loop.train(task, stage, tmp_path)
+    network = task.network()
+    network.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    found = weak_tasks.segmented(network.eval(), known.prepared.ct, CPU)
+    assert dice(found > 0, known.prepared.truth > 0) > least
+
+
+def test_cases_are_read_when_they_are_needed():
+    read = []
+    cases = CasesOnDisk(["a", "b", "c"], lambda name: (read.append(name), name.upper())[1], 2)
+    assert (len(cases), read) == (3, [])
+    drawn = Cases(cases, (), [1, 0, 0])
+    assert [drawn.drawn(Random(seed)) for seed in range(3)] == ["A"] * 3
+    assert read == ["a"]
+    assert drawn.looked_at(2) == ["A", "B"]
+    assert list(cases) == ["A", "B", "C"]
+    assert cases[-1] == "C"
+    assert read == ["a", "b", "c"]
+    assert cases[0] == "A"  # no more than two are kept
+    assert read == ["a", "b", "c", "a"]
+
+
 def test_corrected_cases_are_drawn_more_often(known):
     cases = Cases([known, replace(known, name="c", corrected=True, weight=4.0)])
     names = [cases.drawn(Random(seed)).name for seed in range(400)]
@@ -711,6 +793,40 @@ def test_a_run_whose_cases_have_changed_is_refused(cohort, tmp_path):
     assert [path.read_bytes() for path in run_here(tmp_path, "pretrain", tmp_path / "out")] == made
 
 
+def test_a_case_that_cannot_be_read_may_be_taken_out(cohort, tmp_path):
+    shutil.copytree(cohort / "cohort", tmp_path / "cohort")
+    (tmp_path / "folds.json").write_text('{"folds": [{"train": ["a", "c"], "test": ["b"]}]}')
+    damage(tmp_path / "cohort/c/ct_labels.nii.gz")
+    with pytest.raises(InputError, match="case c"):
+        run_here(tmp_path, "pretrain", tmp_path / "out")
+    shutil.rmtree(tmp_path / "cohort/c")
+    (tmp_path / "folds.json").write_text('{"folds": [{"train": ["a"], "test": ["b"]}]}')
+    run_here(tmp_path, "pretrain", tmp_path / "out")
+    assert set(json.loads((tmp_path / "out/cohort.json").read_text())["cases"]) == {"a", "b"}
+    (tmp_path / "folds.json").write_text('{"folds": [{"train": ["a"], "test": []}]}')
+    with pytest.raises(InputError, match="another cohort"):  # b was read
+        run_here(tmp_path, "pretrain", tmp_path / "out")
+
+
+def test_single_images_are_left_out_and_named(cohort, patients, tmp_path, capsys):
+    shutil.copytree(cohort / "cohort", tmp_path / "cohort")
+    case = patients["a"]
+    info = {"id": "alone", "kind": "clinical", "ct_labels": None}
+    write_single(tmp_path / "cohort/alone", "mr", case.mr, case.mr_labels, case.label_names, info)
+    words = ["train", "weak", "--mode", "pretrain", "--cohort", str(tmp_path / "cohort"), "--out", str(tmp_path / "o"),
+             "--config", str(cohort / "settings.json")]  # fmt: skip
+    assert cli.main(words) == 0
+    assert "one image alone teaches nothing here: alone." in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "o/cohort.json").read_text())["cases"]) == {"a", "b", "c"}
+    (tmp_path / "folds.json").write_text('{"folds": [{"train": ["alone"], "test": ["b"]}]}')
+    with pytest.raises(InputError, match="leaves no case with an MRI and a CT to learn from"):
+        read_cohort(tmp_path / "cohort", tmp_path / "folds.json", 0)
+    for name in "abc":
+        shutil.rmtree(tmp_path / "cohort" / name)
+    with pytest.raises(InputError, match="only single images"):
+        read_cohort(tmp_path / "cohort")
+
+
 def test_pairs_of_different_people_carry_no_labels(cohort, tmp_path):
     shutil.copytree(cohort / "cohort", tmp_path / "cohort")
     shutil.copy(cohort / "folds.json", tmp_path)
@@ -749,21 +865,24 @@ def test_a_run_of_other_settings_is_refused(cohort, uninterrupted):
             weak.run_weak("sequential", changed, cohort / "whole-sequential", who)
 
 
-def test_two_processes_learn_what_one_does(cohort, uninterrupted):
+@pytest.mark.parametrize(("mode", "launcher"), [("unified", "own"), ("sequential", "torchrun")])
+def test_two_processes_learn_what_one_does(mode, launcher, cohort, uninterrupted):
     settings = json.loads((cohort / "settings.json").read_text())
-    for name in ("pretrain", "unified"):
+    for name in ("pretrain", "adapt", "learn", "unified"):
         settings[name] = {**settings[name], "batch": 2, "steps": 2}
+    settings["rounds"] = 1
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2", "-m")
     out = []
-    for devices in (1, 2):
-        settings["computing"]["devices"] = devices
+    for processes in (1, 2):
+        settings["computing"]["devices"] = processes if launcher == "own" else 1
         (cohort / "settings.json").write_text(json.dumps(settings))
-        out.append(cohort / f"processes-{devices}")
-        process = start(cohort, "unified", out[-1])
+        out.append(cohort / f"{mode}-{processes}")
+        process = start(cohort, mode, out[-1], *(torchrun if launcher == "torchrun" and processes > 1 else ()))
         told, _ = process.communicate(timeout=600)
         assert process.returncode == 0, told
         assert told.count("Weights: ") == 2, told
     (cohort / "settings.json").write_text(json.dumps(SETTINGS))
-    one, two = (curves(folder, "unified") for folder in out)
+    one, two = (curves(folder, mode) for folder in out)
     assert [row[:4] for row in one] == [row[:4] for row in two]
     np.testing.assert_allclose([float(row[4]) for row in two], [float(row[4]) for row in one], rtol=2e-3, atol=1e-5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,12 +63,21 @@ def case_paths(folder: str | Path) -> list[Path]:
     return paths
 
 
+def single_images(folder: str | Path) -> list[str]:
+    """The cases of a cohort that hold one image alone, by name; `read_cohort` leaves them out. Raises InputError."""
+    return [path.name for path in case_paths(folder) if _is_single(read_case_info(path))]
+
+
+def _is_single(info: dict[str, Any]) -> bool:
+    return info.get("pairing") == "single"
+
+
 def read_cohort(folder: str | Path, splits: str | Path | None = None, fold: int | None = None) -> list[Member]:
     """The members of a cohort, by name. splits, fold: hold out what the fold number `fold` (from 0) tests on.
 
     splits: {"folds": [{"train": [names], "test": [names]}, ...]} with the names of case folders, or their ids.
-    Raises InputError: no case, two cases of one id, a corrected case without CT labels, a split that does not fit or
-    that learns from somebody whom it tests.
+    Raises InputError: no case with both images, two cases of one id, a corrected case without CT labels, a split that
+    does not fit or that learns from somebody whom it tests.
     """
     paths = case_paths(folder)
     if (splits is None) != (fold is None):
@@ -84,10 +94,14 @@ def read_cohort(folder: str | Path, splits: str | Path | None = None, fold: int 
             )
         ids[known] = path.name
         subjects[path.name] = subjects_of(info)
+        if _is_single(info):
+            continue
         corrected = info.get("ct_labels") == CORRECTED
         if corrected and not (path / "ct_labels.nii.gz").is_file():
             raise InputError(f"Cohort: case {path.name}: its corrected ct_labels.nii.gz is missing; restore the file.")
         members.append(Member(path.name, path, corrected, mixed=info.get("pairing") == "different_people"))
+    if not members:
+        raise InputError(f"--cohort: {folder} holds no case with an MRI and a CT, only single images; give such cases.")
     if splits is None:
         return members
     learnt, held_out = read_fold(splits, int(fold), ids)
@@ -99,11 +113,14 @@ def read_cohort(folder: str | Path, splits: str | Path | None = None, fold: int 
                 f"Splits: fold {fold} of {splits} learns from {of_subject[known[0]]} and tests {name}, which show the "
                 f"same person ({known[0]}); split again with `weaktumour dataset split`."
             )
-    return [
+    used = [
         replace(member, corrected=member.corrected and member.name in learnt, held_out=member.name in held_out)
         for member in members
         if member.name in learnt | held_out
     ]
+    if all(member.held_out for member in used):
+        raise InputError(f"Splits: fold {fold} of {splits} leaves no case with an MRI and a CT to learn from.")
+    return used
 
 
 def read_fold(path: str | Path, fold: int, ids: dict[str, str]) -> tuple[set[str], set[str]]:

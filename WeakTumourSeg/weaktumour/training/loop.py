@@ -112,13 +112,14 @@ def prepare_folder(folder: Path, config: Config) -> None:
         )
 
 
-def check_batch(optimisation: Optimisation, computing: Computing) -> None:
-    """Raise InputError where the processes cannot share a batch."""
+def check_batch(optimisation: Optimisation, computing: Computing, section: str = "optimisation") -> None:
+    """Raise InputError where the processes cannot share a batch. section: of the configuration, where it stands."""
     devices, machines = _devices_and_machines(computing)
     batch, processes = optimisation.batch, devices * machines
     if batch % processes:
         raise InputError(
-            f"Configuration: a batch of {batch} cannot be shared by {processes} processes; make it a multiple."
+            f"Configuration: a batch of {batch} cannot be shared by {processes} processes; give a multiple, such as "
+            f'{{"{section}": {{"batch": {processes}}}}}.'
         )
 
 
@@ -143,6 +144,9 @@ def launched(computing: Computing) -> Any:
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     devices, machines = _devices_and_machines(computing)
+    accelerator = computing.accelerator
+    if accelerator == "auto":  # as `devices.choose_device`: Apple's GPUs only where they are asked for
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     strategy: Any = "auto"
     if devices * machines > 1:
         # Processes differ in how often they ask the network about a sample: none may wait for another's statistics in
@@ -152,7 +156,7 @@ def launched(computing: Computing) -> Any:
         strategy = DDPStrategy(**{sync: False})
     try:
         fabric = Fabric(
-            accelerator=computing.accelerator,
+            accelerator=accelerator,
             devices=devices,
             num_nodes=machines,
             precision=computing.precision,

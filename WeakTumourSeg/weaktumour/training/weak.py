@@ -23,6 +23,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ from ..progress import Monitor
 from ..registration.preparation import DISTANCE_LIMIT_MM, signed_distance
 from ..volumes import Grid, Volume, write_volume
 from . import loop, published
-from .cohort import Member, case_paths, labels_of
+from .cohort import Member, case_paths, labels_of, single_images
 from .config import Optimisation, RegistrationConfig, SegmentationConfig, read_config, write_config, write_text
 from .prepared import (
+    KEPT_IN_MEMORY,
     Pair,
     Prepared,
     not_shown,
@@ -60,6 +62,7 @@ from .weak_tasks import (
     Both,
     CaseData,
     Cases,
+    CasesOnDisk,
     CTSegmentation,
     MRSegmentation,
     PairMaker,
@@ -69,7 +72,6 @@ from .weak_tasks import (
     segmented,
 )
 
-_SHARE_ALIKE = "CC-BY-SA-4.0"
 _OWN_DATA = "not stated: trained on a cohort of your own, which decides"
 # A liver keeps its volume, whatever the breath. Registration holds it against a small misfit; one that is farther off,
 # up to what cannot be the same liver, it would follow.
@@ -113,7 +115,7 @@ def _check_settings(mode: str, config: WeakConfig, out: Path) -> None:
     if mode != "published" and config.start_segmentation is None:
         stages = ("pretrain", *stages)
     for stage in stages:
-        loop.check_batch(getattr(config, stage), config.computing)
+        loop.check_batch(getattr(config, stage), config.computing, stage)
     if mode == "published":
         _built("unet", _published_arguments(config), config.published_unet.seed)
         return
@@ -140,8 +142,13 @@ def _check_members(mode: str, members: Sequence[Member]) -> None:
 
 
 def _tell_left_out(config: WeakConfig, members: Sequence[Member]) -> None:
-    if config.cohort.folder is not None and config.cohort.splits is not None:
-        others = len(case_paths(config.cohort.folder)) - len(members)
+    if config.cohort.folder is None:
+        return
+    singles = single_images(config.cohort.folder)
+    if singles:
+        print(f"Left out, one image alone teaches nothing here: {', '.join(singles)}.", flush=True)
+    if config.cohort.splits is not None:
+        others = len(case_paths(config.cohort.folder)) - len(singles) - len(members)
         if others:
             print(f"{others} cases of the cohort are in no part of fold {config.cohort.fold}: not used.", flush=True)
 
@@ -165,6 +172,10 @@ def _check_folder(mode: str, config: WeakConfig, out: Path, members: Sequence[Me
     if (out / "cohort.json").exists():  # written last
         former = json.loads((out / "cohort.json").read_text(encoding="utf-8"))
         known = former.pop("files", {})
+        # A case that cannot be read is to be taken out, and then the same command goes on.
+        for name in set(former["cases"]) - set(cohort["cases"]):
+            if not any(path.exists() for path in _read_paths(out, name)):
+                del former["cases"][name]
         if former != cohort or _what_matters(read_config(out / "config.json", WeakConfig)) != _what_matters(config):
             raise InputError(
                 f"Training: {out} holds a run with other settings or another cohort (see its config.json and "
@@ -573,7 +584,7 @@ class _Run:
         Measured only; nothing is chosen by it.
         """
         network, rows = unet.network.to("cpu").eval(), []
-        for case in (*self._cases(folder, labels=True).learning, *self._cases(folder).held_out):
+        for case in chain(self._cases(folder, labels=True).learning, self._cases(folder).held_out):
             part = "held out" if case.classes is None else "corrected" if case.corrected else "learnt"
             found = segmented(network, case.prepared.ct, torch.device("cpu"))
             figures = {"UNet liver voxels": int((found > 0).sum()), "UNet tumour voxels": int((found == 2).sum())}
@@ -602,6 +613,9 @@ class _Run:
     def _cases(self, folder: Path | None, *, labels: bool = False) -> Cases:
         """folder: of the round, whose pairs (and pseudo-labels) belong to them."""
 
+        def weight(member: Member) -> float:
+            return self.config.segmenting.corrected_weight if labels and member.corrected else 1.0
+
         def data(member: Member) -> CaseData:
             pair = classes = confidence = None
             if folder is not None:
@@ -609,11 +623,11 @@ class _Run:
             if labels and not member.held_out:
                 classes, confidence = read_labels_of(folder / "pseudo_labels", member.name)
             corrected = labels and member.corrected
-            weight = self.config.segmenting.corrected_weight if corrected else 1.0
-            return CaseData(member.name, self._prepared(member), pair, classes, confidence, corrected, weight)
+            return CaseData(member.name, self._prepared(member), pair, classes, confidence, corrected, weight(member))
 
-        held_out = [data(member) for member in self.members if member.held_out]
-        return Cases([data(member) for member in self.learnt], held_out)
+        learning = CasesOnDisk(self.learnt, data, KEPT_IN_MEMORY)
+        held_out = CasesOnDisk([member for member in self.members if member.held_out], data, KEPT_IN_MEMORY)
+        return Cases(learning, held_out, [weight(member) for member in self.learnt])
 
     def _maker(self, mscgunet: Model) -> PairMaker:
         shape = mscgunet.input.get("shape") or self.config.registration_shape

@@ -12,10 +12,12 @@ a number too: with a gradient, both could agree on what neither image shows. Wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from ..registration.similarity import erode, mind_ssc
 from ..simulation.tissue_maps import CODE
 from ..volumes import Grid
 from . import synthesis
+from .cohort import Member
 from .config import Computing
 from .overlap import deep_loss
 from .prepared import LEVELS, LIVER_LEVEL, TUMOUR_LEVEL, Pair, Prepared
@@ -68,17 +71,40 @@ class CaseData:
 class Cases:
     """Those that are learnt from and those that are held out; `CaseData` by number or, by weight, at random."""
 
-    def __init__(self, learning: Sequence[CaseData], held_out: Sequence[CaseData] = ()) -> None:
-        self.learning, self.held_out = list(learning), list(held_out)
-        weights = np.array([case.weight for case in self.learning], dtype=float)
-        self._shares = weights / weights.sum()
+    def __init__(
+        self, learning: Sequence[CaseData], held_out: Sequence[CaseData] = (), weights: Sequence[float] | None = None
+    ) -> None:
+        """weights: of those that are learnt from, where the sequence had to read each to tell."""
+        self.learning, self.held_out = learning, held_out
+        shares = np.array([case.weight for case in learning] if weights is None else weights, dtype=float)
+        self._shares = shares / shares.sum()
 
     def drawn(self, random: Random) -> CaseData:
         return self.learning[int(random.numbers.choice(len(self.learning), p=self._shares))]
 
     def looked_at(self, count: int) -> list[CaseData]:
         """For validation: held-out cases, or without any those learnt from."""
-        return (self.held_out or self.learning)[:count]
+        return list((self.held_out or self.learning)[:count])
+
+
+class CasesOnDisk(Sequence[CaseData]):
+    """Reads a case when it is asked for, and keeps the last ones: a cohort may be larger than the memory."""
+
+    def __init__(self, members: Sequence[Member], read: Callable[[Member], CaseData], kept: int) -> None:
+        self._members = members
+        self._read = lru_cache(maxsize=kept)(lambda number: read(members[number]))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, number: int) -> CaseData: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[CaseData]: ...
+    def __getitem__(self, number: int | slice) -> CaseData | list[CaseData]:
+        if isinstance(number, slice):
+            return [self._read(n) for n in range(len(self))[number]]
+        return self._read(range(len(self))[number])
 
 
 @dataclass(frozen=True)
