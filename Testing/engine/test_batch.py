@@ -67,6 +67,52 @@ def test_a_cohort_is_its_pairs(tmp_path, simulated_case):
         read_cases(tmp_path / "absent.csv")
 
 
+def test_only_what_a_fold_tests(tmp_path, runs, capsys):
+    for name in "abcd":
+        (tmp_path / "cohort" / name).mkdir(parents=True)
+        pairing = "single" if name == "d" else "same_patient"
+        content = json.dumps({"schema": 1, "id": name, "pairing": pairing})
+        (tmp_path / "cohort" / name / "case.json").write_text(content)
+        for file in ("mr", "ct", "mr_labels"):
+            (tmp_path / "cohort" / name / f"{file}.nii.gz").write_text(file)
+    folds = [{"train": ["b"], "test": ["a", "d"]}, {"train": ["a"], "test": ["b"]}, {"train": ["a"], "test": []}]
+    (tmp_path / "splits.json").write_text(json.dumps({"schema": 1, "folds": folds}))
+    line = ["batch", str(tmp_path / "cohort"), "--out", str(tmp_path / "out"), "--scheduler", "none", "--threads", "1"]
+    splits = ["--splits", str(tmp_path / "splits.json")]
+    assert cli.main([*line, *splits, "--fold", "0"]) == 0
+    assert runs == ["a"]
+    assert cli.main([*line, *splits]) == 0
+    assert runs == ["a", "b"]
+    for words, sentence in (
+        (["--fold", "0"], "--fold: it counts the folds of --splits"),
+        ([*splits, "--fold", "3"], "--splits has the folds 0 to 2"),
+        ([*splits, "--fold", "2"], "tests no pair of MRI and CT there"),
+    ):
+        capsys.readouterr()
+        assert cli.main([*line, *words]) == 2
+        assert sentence in capsys.readouterr().err
+    (tmp_path / "splits.json").write_text(json.dumps({"schema": 1, "folds": [{"train": ["b"], "test": ["x"]}]}))
+    assert cli.main([*line, *splits]) == 2
+    assert "the case x is not in" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_unexpectedly_is_one_case(tmp_path, monkeypatch, capsys):
+    def register(batch, case, gpu):
+        raise MemoryError if case.id == "a" else ValueError("odd")
+
+    monkeypatch.setattr(running, "_register", register)
+    for name in ("mr", "ct"):
+        (tmp_path / name).write_text(name)
+    path = table(tmp_path / "cases.csv", "id,mr,ct\na,mr,ct\nb,mr,ct\n")
+    line = ["batch", str(path), "--out", str(tmp_path / "out"), "--scheduler", "none", "--threads", "1"]
+    assert cli.main(line) == 1
+    told = capsys.readouterr().out
+    assert "it could not be done (MemoryError: )" in told
+    assert "it could not be done (ValueError: odd)" in told
+    assert "2 of 2 cases failed" in told
+    assert "For research only." in (tmp_path / "out/summary.md").read_text()
+
+
 def test_one_unreadable_case_stops_no_others(tmp_path, runs, capsys):
     for name, content in (("a", '{"schema": 1, "id": "a"}'), ("b", "{"), ("c", '{"schema": 99}')):
         (tmp_path / "cohort" / name).mkdir(parents=True)

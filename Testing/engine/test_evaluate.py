@@ -216,6 +216,13 @@ def test_folds_take_what_they_test(folders, tmp_path, capsys):
     assert "| p1 | invisible tumours | 0.667 |" in text
 
 
+def commands_of(page: str, command: str) -> list[list[str]]:
+    """The words of each line of a page that gives a command, with what its block sets before."""
+    lines = (Path(__file__).parents[2] / page).read_text(encoding="utf-8").splitlines()
+    (fold,) = [line[6:-1] for line in lines if line.startswith('fold="')] or [""]
+    return [line.replace("$fold", fold).split()[1:] for line in lines if line.startswith(f"weaktumour {command}")]
+
+
 def test_the_tutorials_evaluation(folders, tmp_path, capsys, monkeypatch):
     """Step 4 of Resources/from_corrections.md, where fold 0 holds out p1 and p2 and the CT of p2 has no labels."""
     _, cohort = folders
@@ -223,31 +230,62 @@ def test_the_tutorials_evaluation(folders, tmp_path, capsys, monkeypatch):
     content = {"schema": 1, "folds": [{"train": ["p0"], "test": ["p1", "p2"]}, {"train": ["p1", "p2"], "test": ["p0"]}]}
     (tmp_path / "splits.json").write_text(json.dumps(content))
     for number, name in enumerate(("before", "after")):
-        (tmp_path / name).mkdir()
+        (tmp_path / f"unet-{name}" / "fold-0").mkdir(parents=True)
         for case in ("p1", "p2"):
-            write_volume(label_map(1 - number), tmp_path / name / f"{case}.nii.gz")
+            found = label_map(1 - number)
+            (tmp_path / name / "fold-0" / "results" / case).mkdir(parents=True)
+            write_volume(found, tmp_path / name / "fold-0" / "results" / case / "ct_labels.nii.gz")
+            write_volume(found, tmp_path / f"unet-{name}" / "fold-0" / f"{case}.nii.gz")
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "Resources" / "from_corrections.md").read_text(encoding="utf-8")
-    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("weaktumour evaluate ")]
-    assert len(commands) == 2
+    commands = commands_of("Resources/from_corrections.md", "evaluate ")
+    assert len(commands) == 4
     for command in commands:
         assert cli.main(command) == 0
         told = capsys.readouterr().out
         assert "Left out, since nobody labelled the CT (no ct_labels.nii.gz): p2" in told
         assert "1 label maps, fold 0 of 0 to 1, its test part." in told
-    figures = [json.loads((tmp_path / f"figures-{n}" / "evaluation.json").read_text()) for n in ("before", "after")]
-    assert [[row["patient"] for row in content["rows"]] for content in figures] == [["p1"], ["p1"]]
+    names = ("before", "after", "unet-before", "unet-after")
+    figures = [json.loads((tmp_path / f"figures/{n}-0/evaluation.json").read_text()) for n in names]
+    assert [[row["patient"] for row in content["rows"]] for content in figures] == [["p1"]] * 4
     means = [content["summary"]["visible healthy liver"]["dice"]["mean"] for content in figures]
-    assert means == pytest.approx([13 / 14, 1.0])
+    assert means == pytest.approx([13 / 14, 1.0] * 2)
+    assert cli.main(commands[0]) == 2  # nothing is replaced unasked
+    assert "holds an evaluation; choose another folder, or add --overwrite." in capsys.readouterr().err
+    assert cli.main([*commands[0], "--overwrite"]) == 0
+    capsys.readouterr()
 
-    (tmp_path / "before" / "p1.nii.gz").unlink()  # a CT without a liver, says the shipped network
-    assert cli.main(commands[0]) == 2
+    (tmp_path / "unet-before" / "fold-0" / "p1.nii.gz").unlink()  # a CT without a liver, says the shipped network
+    assert cli.main([*commands[2], "--overwrite"]) == 2
     assert "holds no prediction at all" in capsys.readouterr().err
     for fold in ("2", "-1"):
-        assert cli.main(["evaluate", "after", "cohort", "--splits", "splits.json", "--fold", fold]) == 2
+        assert cli.main(["evaluate", "unet-after", "cohort", "--splits", "splits.json", "--fold", fold]) == 2
         assert "--splits has the folds 0 to 1" in capsys.readouterr().err
-    assert cli.main(["evaluate", "after", "cohort", "--fold", "0"]) == 2
+    assert cli.main(["evaluate", "unet-after", "cohort", "--fold", "0"]) == 2
     assert "give both or neither" in capsys.readouterr().err
+
+
+def test_cts_without_an_mri_are_left_out_of_what_was_registered(folders, tmp_path, capsys, monkeypatch):
+    """The last line of README's block on cohorts, whose public data hold such CTs."""
+    found, cohort = folders
+    write_single(cohort / "alone-ct", "ct", label_map(), label_map(), {1: "Liver"}, {"id": "alone", "kind": "clinical"})
+    folds = [{"train": ["p1", "p2"], "test": ["p0", "alone-ct"]}, {"train": ["p0", "alone-ct"], "test": ["p1", "p2"]}]
+    (tmp_path / "splits.json").write_text(json.dumps({"schema": 1, "folds": folds}))
+    shutil.move(found, tmp_path / "run" / "results")
+    monkeypatch.chdir(tmp_path)
+    (command,) = commands_of("README.md", "evaluate run/")
+    assert cli.main(command) == 0
+    assert "no MRI to carry labels from: alone-ct" in capsys.readouterr().out
+    text = (tmp_path / "figures/evaluation.md").read_text()
+    assert "1 CTs without an MRI are left out." in text
+    assert "| visible healthy liver | 3 |" in text
+    assert cli.main(["evaluate", "run/results", "cohort", "--missing", "empty"]) == 0
+    assert "| visible healthy liver | 3 |" in capsys.readouterr().out
+
+    # As soon as one of them was predicted, all should have been.
+    write_single(cohort / "other-ct", "ct", label_map(), label_map(), {1: "Liver"}, {"id": "other", "kind": "clinical"})
+    write_volume(label_map(), tmp_path / "run" / "results" / "other-ct.nii.gz")
+    assert cli.main(["evaluate", "run/results", "cohort"]) == 2
+    assert "there is no prediction for alone-ct" in capsys.readouterr().err
 
 
 def test_a_missing_prediction_counts_as_empty_where_asked(folders, capsys):
@@ -321,7 +359,7 @@ def test_tumours_that_nobody_has_are_counted(tmp_path, capsys):
 
 def test_what_cannot_be_compared_is_refused(folders, tmp_path):
     found, cohort = folders
-    write_single(cohort / "q", "ct", label_map(), label_map(), {}, {"id": "q", "kind": "clinical"})
+    write_reference(cohort, "q", None)
     with pytest.raises(InputError, match="no prediction for q"):
         evaluate.comparisons(found, cohort)
     sitk.WriteImage(label_map().to_image()[1:, :, :], str(found / "q.nii.gz"))

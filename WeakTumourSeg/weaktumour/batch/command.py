@@ -24,12 +24,15 @@ def add_batch_parser(commands: argparse._SubParsersAction) -> None:
                         "mr_labels, ct_liver, initial_transform, mr_label_map; or a cohort")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for results and summary; the same command "
                         "goes on with it")  # fmt: skip
+    parser.add_argument("--splits", metavar="FILE", help="take only the cases that its folds test")
+    parser.add_argument("--fold", type=int, metavar="K", help="only those that fold K of --splits tests, from 0")
     parser.add_argument("--scheduler", default="local", metavar="ADDRESS", help="a Dask scheduler such as "
                         "tcp://host:8786; local: workers on this machine; none: one case after the other, without Dask "
                         "(default: local)")  # fmt: skip
     parser.add_argument("--processes", type=int, metavar="N", help="local workers (default: one for each GPU, or for "
                         "each 4 cores)")  # fmt: skip
-    parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: the cores, shared out)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: this machine's cores, shared "
+                        "out)")  # fmt: skip
     for option in _settings():
         flag = "--" + option.name.replace("_", "-")
         if option.type is bool:
@@ -47,7 +50,7 @@ def add_batch_parser(commands: argparse._SubParsersAction) -> None:
 def run_batch_command(options: Mapping[str, object]) -> int:
     """Exit code: 1 where a case failed. Raises InputError."""
     from .running import Batch, run_batch
-    from .table import read_cases
+    from .table import read_cases, tested_cases
 
     settings = {option.name: options.get(option.name) for option in _settings()}
     if isinstance(settings.get("seed"), int) and settings["seed"] < 0:
@@ -56,6 +59,11 @@ def run_batch_command(options: Mapping[str, object]) -> int:
         if options.get(name) is not None and int(str(options[name])) < 1:
             raise InputError(f"--{name}: {options[name]}; give 1 or more.")
     cases = read_cases(str(options["cases"]))
+    fold = None if options.get("fold") is None else int(str(options["fold"]))
+    if options.get("splits"):
+        cases = tested_cases(cases, str(options["cases"]), str(options["splits"]), fold)
+    elif fold is not None:
+        raise InputError("--fold: it counts the folds of --splits; give both or neither.")
     scheduler = str(options["scheduler"])
     gpus = cuda_devices() if scheduler == "local" and settings.get("device") in (None, "auto", "cuda") else ()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -87,7 +87,11 @@ def run_batch(batch: Batch, report: Callable[[str], None] = print) -> list[Row]:
 
 def _performed(batch: Batch) -> Iterator[Row]:
     if batch.scheduler == "none":
-        yield from (perform(batch, case) for case in batch.cases)
+        for case in batch.cases:
+            try:
+                yield perform(batch, case)
+            except Exception as error:  # as with Dask: no case stops the others
+                yield _row(case, error=f"it could not be done ({type(error).__name__}: {error})"[:300])
         return
     try:
         from dask import distributed
@@ -254,6 +258,9 @@ def _kept_row(batch: Batch, case: BatchCase, row: Row) -> Row:
     return row
 
 
+_RESEARCH = "For research only. Not a medical device; not for diagnosis or treatment."
+
+
 def write_summary(rows: Sequence[Row], out: Path) -> None:
     """summary.csv and summary.md: a line a case."""
     from ..evaluation.measure import markdown_table
@@ -262,7 +269,7 @@ def write_summary(rows: Sequence[Row], out: Path) -> None:
     with (out / "summary.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([SUMMARY, *lines])
     failed = sum(bool(row["error"]) for row in rows)
-    text = f"# Batch\n\n{len(rows)} cases, {failed} failed.\n\n{markdown_table(SUMMARY, lines)}\n"
+    text = f"# Batch\n\n{len(rows)} cases, {failed} failed.\n\n{markdown_table(SUMMARY, lines)}\n\n{_RESEARCH}\n"
     (out / "summary.md").write_text(text, encoding="utf-8")
 
 

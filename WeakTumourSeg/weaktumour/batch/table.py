@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,27 @@ def read_cases(path: str | Path) -> list[BatchCase]:
             f"Cases: {path} holds no case; give a table with a line for each, or a folder of case folders."
         )
     return cases
+
+
+def tested_cases(cases: Sequence[BatchCase], path: str | Path, splits: str, fold: int | None) -> list[BatchCase]:
+    """Those that a fold tests, or any fold does. path: where they are from.
+
+    Raises InputError: the splits, or the fold, are none; a case is not there. CTs and MRIs alone are passed over.
+    """
+    from ..datasets.splits import read_splits
+
+    folds = read_splits(splits)
+    if fold is not None and not 0 <= fold < len(folds):
+        raise InputError(f"--fold: {fold}; --splits has the folds 0 to {len(folds) - 1}.")
+    wanted = {name for number, parts in enumerate(folds) if fold in (None, number) for name in parts.test}
+    absent = wanted - {case.id for case in cases}
+    absent = sorted(name for name in absent if not (Path(path) / name / "case.json").is_file())
+    if absent:
+        raise InputError(f"Splits: the case {absent[0]} is not in {path}; give the cases that were split.")
+    found = [case for case in cases if case.id in wanted]
+    if not found:
+        raise InputError(f"Splits: {splits} tests no pair of MRI and CT there; choose another --fold.")
+    return found
 
 
 def _of_table(path: Path) -> list[BatchCase]:

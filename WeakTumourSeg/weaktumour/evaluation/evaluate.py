@@ -1,8 +1,9 @@
 """Label maps against references: the CHAOS metrics of each patient, and the published table's two rows over them all.
 
-The table of the published system has a row for the healthy liver, which the CT shows, and one for tumours that it does
-not show. Which tumours those are is known of simulated patients (case.json); of others it is not, and they get a row of
-their own instead of a guess. Patients, not folds or images, are what the confidence intervals draw from.
+The table of the published system has a row for the healthy liver, which the CT shows (here: the whole liver, with its
+tumours), and one for tumours that it does not show. Which tumours those are is known of simulated patients (case.json);
+of others it is not, and they get a row of their own instead of a guess. Patients, not folds or images, are what the
+confidence intervals draw from.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def comparisons(
     is taken that a fold tests.
 
     fold: only what this one tests, from 0. A case's prediction is PREDICTION/NAME/ct_labels.nii.gz or
-    PREDICTION/NAME.nii.gz; with folds also below fold-K. Cases of a fold that have no reference are `unknown`.
+    PREDICTION/NAME.nii.gz; with folds also below fold-K. Cases of a fold that have no reference are `unknown`, CTs
+    without an MRI may be `single_images`.
     Raises InputError: a missing prediction is no reason to leave a patient out; missing_is_empty: it counts as empty,
     unless all are missing.
     """
@@ -85,11 +87,9 @@ def comparisons(
     for what, path in (("predictions", prediction), ("references", reference)):
         if not path.is_dir():
             raise InputError(f"Evaluate: the {what} {path} are no folder; give two label files or two folders.")
-    if folds:
-        left_out = unknown(reference, folds, fold)
-        wanted = [(name, number) for name, number in _tested(folds, fold) if name not in left_out]
-    else:
-        wanted = [(path.name, None) for path in sorted(reference.iterdir()) if _reference(path).is_file()]
+    wanted = _labelled(reference, folds, fold)
+    singles = single_images(prediction, reference, folds, fold)
+    wanted = [(name, number) for name, number in wanted if name not in singles]
     if not wanted:
         raise InputError(f"Evaluate: {reference} holds no case with a ct_labels.nii.gz to compare with.")
     found = [_comparison(prediction, reference, name, number, missing_is_empty) for name, number in wanted]
@@ -107,6 +107,34 @@ def unknown(reference: str | Path, folds: Sequence[Fold], fold: int | None = Non
     return [name for name in names if not _reference(Path(reference) / name).is_file()]
 
 
+def single_images(
+    prediction: str | Path, reference: str | Path, folds: Sequence[Fold] = (), fold: int | None = None
+) -> list[str]:
+    """Labelled CTs of which there is no MRI, where none of them was predicted: registration had nothing to do there.
+
+    Where one was, as by `weaktumour segment`, the others lack a prediction. [] of two files, or a result and its case.
+    """
+    prediction, reference = Path(prediction), Path(reference)
+    if not prediction.is_dir() or not reference.is_dir() or (reference / "case.json").is_file():
+        return []
+    singles = [
+        (name, number)
+        for name, number in _labelled(reference, folds, fold)
+        if (reference / name / "case.json").is_file() and read_case_info(reference / name).get("pairing") == "single"
+    ]
+    if any(place.is_file() for name, number in singles for place in _places(prediction, name, number)):
+        return []
+    return [name for name, _ in singles]
+
+
+def _labelled(reference: Path, folds: Sequence[Fold], fold: int | None) -> list[tuple[str, int | None]]:
+    """Name and fold of each case that is asked for and has a reference."""
+    if folds:
+        left_out = unknown(reference, folds, fold)
+        return [(name, number) for name, number in _tested(folds, fold) if name not in left_out]
+    return [(path.name, None) for path in sorted(reference.iterdir()) if _reference(path).is_file()]
+
+
 def _tested(folds: Sequence[Fold], fold: int | None) -> list[tuple[str, int]]:
     return [(name, k) for k, parts in enumerate(folds) if fold in (None, k) for name in parts.test]
 
@@ -115,9 +143,13 @@ def _reference(folder: Path) -> Path:
     return folder / "ct_labels.nii.gz"
 
 
-def _comparison(prediction: Path, reference: Path, name: str, fold: int | None, missing_is_empty: bool) -> Comparison:
+def _places(prediction: Path, name: str, fold: int | None) -> list[Path]:
     folders = [prediction / f"fold-{fold}", prediction] if fold is not None else [prediction]
-    places = [place for f in folders for place in (f / name / "ct_labels.nii.gz", f / f"{name}.nii.gz")]
+    return [place for f in folders for place in (f / name / "ct_labels.nii.gz", f / f"{name}.nii.gz")]
+
+
+def _comparison(prediction: Path, reference: Path, name: str, fold: int | None, missing_is_empty: bool) -> Comparison:
+    places = _places(prediction, name, fold)
     found = next((place for place in places if place.is_file()), None)
     if found is None and not missing_is_empty:
         raise InputError(
@@ -290,6 +322,7 @@ def page(rows: Sequence[Row], table: dict[str, dict], notes: Sequence[str]) -> s
         [row["patient"], name, *(row["figures"][name][f] for f in FIGURES)] for row in rows for name in row["figures"]
     ]
     parts += ["## Patients", markdown_table(["patient", "", *head[2:]], each)]
+    parts.append("For research only. Not a medical device; not for diagnosis or treatment.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -27,6 +27,7 @@ def add_evaluate_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--match", choices=("label", "any"), default="label", help="label: a tumour has the same value "
                         "in both; any: values mean nothing (default: label)")  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="write evaluation.json and evaluation.md here")
+    parser.add_argument("--overwrite", action="store_true", help="replace what a former evaluation wrote there")
     parser.add_argument("--replicates", type=int, default=2000, metavar="N", help="of the bootstrap over patients "
                         "(default: 2000)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default: 0)")
@@ -35,7 +36,7 @@ def add_evaluate_parser(commands: argparse._SubParsersAction) -> None:
 def run_evaluate_command(options: Mapping[str, object]) -> int:
     """Exit code 0. Raises InputError."""
     from ..datasets.splits import read_splits
-    from .evaluate import comparisons, evaluate, page, summary, unknown
+    from .evaluate import comparisons, evaluate, page, single_images, summary, unknown
     from .measure import json_ready
 
     replicates, seed = int(str(options["replicates"])), int(str(options["seed"]))
@@ -49,7 +50,12 @@ def run_evaluate_command(options: Mapping[str, object]) -> int:
     left_out = unknown(sides[1], folds, fold)
     if left_out:
         print(f"Left out, since nobody labelled the CT (no ct_labels.nii.gz): {', '.join(left_out)}", flush=True)
+    singles = single_images(*sides, folds, fold)
+    if singles:
+        print(f"Left out, since there is no MRI to carry labels from: {', '.join(singles)}", flush=True)
     if out is not None:
+        if (out / "evaluation.json").exists() and not options.get("overwrite"):
+            raise InputError(f"--out: {out} holds an evaluation; choose another folder, or add --overwrite.")
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -57,7 +63,7 @@ def run_evaluate_command(options: Mapping[str, object]) -> int:
     rows = [evaluate(comparison, str(options["match"])) for comparison in found]
     table = summary(rows, replicates, seed)
     missing = sum(comparison.predicted is None for comparison in found)
-    text = page(rows, table, [*_notes(rows, options, len(folds), fold), *_on_gaps(left_out, missing)])
+    text = page(rows, table, [*_notes(rows, options, len(folds), fold), *_on_gaps(left_out, singles, missing)])
     print(text.split("## Patients")[0].strip())
     if out is not None:
         content = {"match": options["match"], "replicates": replicates, "seed": seed, "summary": table, "rows": rows}
@@ -67,8 +73,10 @@ def run_evaluate_command(options: Mapping[str, object]) -> int:
     return 0
 
 
-def _on_gaps(left_out: list[str], missing: int) -> list[str]:
+def _on_gaps(left_out: list[str], singles: list[str], missing: int) -> list[str]:
     notes = [f"{len(left_out)} tested cases have no reference and are left out."] if left_out else []
+    if singles:
+        notes.append(f"{len(singles)} CTs without an MRI are left out.")
     return [*notes, f"{missing} cases have no prediction and count as empty."] if missing else notes
 
 
