@@ -5,7 +5,7 @@ one is killed. The same cases then run one after the other without Dask, and eac
 Last, two of the cases run on a cluster that is started apart, scheduler and two workers, and one worker is killed for
 good.
 
-    python Testing/benchmark/batch.py [--cases 12] [--preset fast] [--out FILE.json]
+    python Testing/benchmark/batch.py [--cases 12] [--preset fast] [--out FILE.json] [--page FILE.md]
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ from dask import distributed
 from common import (
     ENVIRONMENT,
     Bar,
+    check_page_options,
     command_line,
     markdown_table,
+    page_options,
     parser,
     read_volume,
     report,
     run_script,
     use_cores,
     work_folder,
+    write_page,
 )
 from weaktumour.cases import write_case
+from weaktumour.evaluation.methods import engine
 from weaktumour.evaluation.peers import child_environment
 from weaktumour.simulation import VERSION, simulate_patient
 
@@ -73,15 +77,20 @@ def main() -> int:
         ["cluster started apart, one of two workers killed for good: label maps that are the serial run's", same_apart],
     ]
     bars = [
-        Bar("identical label maps", same, number),
-        Bar("identical label maps of the cluster started apart", same_apart, 2),
+        Bar("identical label maps", same, number, in_smoke=True),
+        Bar("identical label maps of the cluster started apart", same_apart, 2, in_smoke=True),
         Bar("workers killed", batch["killed"] + apart["killed"], 2),
-        Bar("failed cases", len(failed), 1, at_least=False),
-        Bar("the corrupt case is reported", float(failed == ["corrupt"]), 1),
+        Bar("failed cases", len(failed), 1, at_least=False, in_smoke=True),
+        Bar("the corrupt case is reported", float(failed == ["corrupt"]), 1, in_smoke=True),
     ]
     data = f"{number} phantoms at 3 to 5 mm (simulated MR and CT), seeds from {FIRST_SEED}, simulator {VERSION}"
+    found = markdown_table(["what", ""], rows)
+    if arguments.page:
+        told = f"preset {arguments.preset}, one thread a run; code {engine('batch/*.py')['code']}"
+        introduction = [f"`python Testing/benchmark/batch.py`: {data}; {told}."]
+        write_page(arguments, "Many cases on workers that die", introduction, bars, [found])
     figures = {"parallel": batch, "serial": serial, "apart": apart, "failed": failed, "options": options}
-    return report(arguments, "Batch", data, [markdown_table(["what", ""], rows)], figures, bars)
+    return report(arguments, "Batch", data, [found], figures, bars)
 
 
 # -- cases --------------------------------------------------------------------------------------------------------
@@ -211,7 +220,10 @@ def _arguments():
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--cases", type=int, default=12)
     arguments.add_argument("--preset", default="fast")
-    return arguments.parse_args()
+    page_options(arguments)
+    options = arguments.parse_args()
+    check_page_options(options)
+    return options
 
 
 if __name__ == "__main__":

@@ -71,12 +71,13 @@ def shared_data() -> Path:
 
 @dataclass(frozen=True)
 class Bar:
-    """One figure with what it has to reach."""
+    """One figure with what it has to reach. in_smoke: however coarse the data."""
 
     name: str
     value: float
     bound: float
     at_least: bool = True
+    in_smoke: bool = False
 
     @property
     def met(self) -> bool:
@@ -86,10 +87,11 @@ class Bar:
 def report(
     arguments: argparse.Namespace, title: str, data: str, tables: Sequence[str], figures: dict, bars: Sequence[Bar]
 ) -> int:
-    """Print, write the JSON file; 0 when every bar is met (or in a smoke run), else 1."""
+    """Print, write the JSON file; 0 when every bar is met (in a smoke run: those that hold there too), else 1."""
     print(f"\n# {title}\n\nData: {data}\nMachine: {machine()}\n")
     print("\n\n".join(tables))
-    for bar in () if arguments.smoke else bars:
+    bars = [bar for bar in bars if bar.in_smoke or not arguments.smoke]
+    for bar in bars:
         wanted = f"{'>=' if bar.at_least else '<='} {bar.bound:.3f}"
         print(f"\n{'met' if bar.met else 'MISSED'}: {bar.name} {bar.value:.3f}, wanted {wanted}")
     if arguments.out:
@@ -97,7 +99,7 @@ def report(
         content = {"title": title, "data": data, "machine": machine(), "smoke": arguments.smoke}
         arguments.out.write_text(json.dumps(json_ready({**content, **figures, "bars": verdicts}), indent=2) + "\n")
         print(f"\nWritten: {arguments.out}")
-    return 0 if arguments.smoke or all(bar.met for bar in bars) else 1
+    return 0 if all(bar.met for bar in bars) else 1
 
 
 def page_options(options: argparse.ArgumentParser) -> None:

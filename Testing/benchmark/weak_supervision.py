@@ -69,7 +69,8 @@ from weaktumour.volumes import Grid
 METHODS = {
     "shipped": "the shipped UNet, no adaptation",
     "start": "a UNet from the cohort's MRIs alone (mode pretrain), no adaptation",
-    "published": "the published recipe (mode published), from random weights",
+    "published": "the published recipe (mode published), from random weights, smaller than it was: widths 16 to 128 "
+    "instead of 32 to 512, 24 x 96 x 96 voxels instead of 32 x 128 x 128; its weights are averaged over the steps",
     "sequential": "ours, in rounds",
     "unified": "ours, both networks in one training",
     "corrected": "ours, in rounds, where a person corrected the CT labels of 4 training patients (here: the truth)",
@@ -438,9 +439,9 @@ def _reported(arguments: argparse.Namespace, work: Path, rows: list[dict], metho
     tables = [
         markdown_table(
             ["CT UNet", "patients", "liver Dice, mean", "median", "worst", "tumours found, visible", "faint",
-             "invisible", "false claims a patient", "ml a patient", "training, min a fold"],
+             "invisible", "false claims a patient", "ml a patient"],
             [[m, s["patients"], s["liver mean"], s["liver median"], s["liver worst"], *(s[f"found {look}"] for look in
-             ("visible", "faint", "invisible")), s["false a patient"], s["false ml a patient"], s["training min"]]
+             ("visible", "faint", "invisible")), s["false a patient"], s["false ml a patient"]]
              for m, s in figures.items()],
         ),
         markdown_table(
@@ -460,7 +461,7 @@ def _reported(arguments: argparse.Namespace, work: Path, rows: list[dict], metho
     folds = sorted({row["fold"] for row in rows})
     data = (
         f"{patients} simulated patients (weak_supervision of splits.json, simulator {VERSION}), folds {folds} held "
-        f"out, steps times {arguments.scale:g}; code {' and '.join(sorted({row['code'] for row in rows}))}"
+        f"out, steps times {arguments.scale:g}; code {made_by(rows)}"
     )
     if apart := started_apart(rows):
         data += f"; in folds {apart} not all methods began with the same training of `start`"
@@ -480,9 +481,22 @@ def started_apart(rows: list[dict]) -> list[int]:
     return sorted(fold for fold, count in Counter(fold for fold, _start in starts).items() if count > 1)
 
 
+def made_by(rows: list[dict]) -> str:
+    """The checksums of the code that made them; with several, of which methods and folds."""
+    codes = sorted({row["code"] for row in rows})
+    if len(codes) == 1:
+        return codes[0]
+    parts = []
+    for code in codes:
+        made = {method: sorted({r["fold"] for r in rows if (r["code"], r["method"]) == (code, method)})
+                for method in METHODS}  # fmt: skip
+        told = ", ".join(f"{method} {' '.join(map(str, folds))}" for method, folds in made.items() if folds)
+        parts.append(f"{code} ({told})")
+    return "; ".join(parts)
+
+
 def summary(rows: list[dict]) -> dict:
     livers = np.array([row["liver"] for row in rows])
-    seconds = {row["fold"]: row["training_s"] for row in rows}
     tumours = [tumour for row in rows for tumour in row["tumours"]]
     carried = [tumour for row in rows for tumour in row["propagated"]["tumours"] if tumour["look"] == "invisible"]
     # A tumour that was not carried at all has no centroid: it counts as far away.
@@ -500,7 +514,6 @@ def summary(rows: list[dict]) -> dict:
         **{f"found {look}": found(look) for look in ("visible", "faint", "invisible")},
         "false a patient": float(np.mean([len(row["false"]) for row in rows])),
         "false ml a patient": float(np.mean([sum(row["false"]) for row in rows])),
-        "training min": sum(seconds.values()) / 60 / len(seconds),
         "propagated liver": float(np.mean([row["propagated"]["liver"] for row in rows])),
         "invisible": len(carried),
         "centroid median": float(np.median(errors)) if carried else None,

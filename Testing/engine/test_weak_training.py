@@ -1078,6 +1078,15 @@ def test_finished_figures_outlive_the_folder_and_say_with_which_start(experiment
     assert not weak_supervision.started_apart([kept["shipped"], kept["start"], kept["sequential"]])
 
 
+def test_the_page_says_which_code_made_what(experiment):
+    import weak_supervision
+
+    rows = [{"code": "a1", "method": "start", "fold": fold} for fold in (0, 1)]
+    assert weak_supervision.made_by(rows) == "a1"
+    rows.append({"code": "b2", "method": "published", "fold": 1})
+    assert weak_supervision.made_by(rows) == "a1 (start 0 1); b2 (published 1)"
+
+
 def test_a_patient_whom_registration_refuses_counts_as_not_carried(patients, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT.parent / "Testing/benchmark"))
     import weak_supervision as script
@@ -1098,7 +1107,7 @@ def test_a_patient_whom_registration_refuses_counts_as_not_carried(patients, mon
         ("visible", 0, None),
         ("invisible", 0, None),
     ]
-    unet = {"fold": 0, "training_s": 1.0, "liver": 0.9, "tumours": [], "false": []}
+    unet = {"liver": 0.9, "tumours": [], "false": []}
     assert script.summary([{**unet, "propagated": figures}])["centroid median"] == np.inf
 
 

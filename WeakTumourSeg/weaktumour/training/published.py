@@ -5,7 +5,8 @@ one optimiser minimises the sum of both losses. Volumes are stretched to one sha
 spacing, without alignment; CT window level 50 width 350; each is scaled to [0, 1] by its extremes. The UNet learns from
 MRIs and their labels first (BudhaTronix/Weakly-Supervised-Tumour-Detection, mode unified; implemented from a
 description). There a UNet for each structure ends in a sigmoid; here one has a sigmoid for each, of liver with its
-tumours and of tumours. And the learning rate falls in the end.
+tumours and of tumours. And the loop is ours: the learning rate falls in the end, gradients are clipped, and the weights
+are averaged over the steps.
 """
 
 from __future__ import annotations
