@@ -86,7 +86,7 @@ def test_only_what_a_fold_tests(tmp_path, runs, capsys):
     for words, sentence in (
         (["--fold", "0"], "--fold: it counts the folds of --splits"),
         ([*splits, "--fold", "3"], "--splits has the folds 0 to 2"),
-        ([*splits, "--fold", "2"], "tests no pair of MRI and CT there"),
+        ([*splits, "--fold", "2"], "tests no pair of MRI and CT in "),
     ):
         capsys.readouterr()
         assert cli.main([*line, *words]) == 2

@@ -250,7 +250,7 @@ def test_the_tutorials_evaluation(folders, tmp_path, capsys, monkeypatch):
     means = [content["summary"]["visible healthy liver"]["dice"]["mean"] for content in figures]
     assert means == pytest.approx([13 / 14, 1.0] * 2)
     assert cli.main(commands[0]) == 2  # nothing is replaced unasked
-    assert "holds an evaluation; choose another folder, or add --overwrite." in capsys.readouterr().err
+    assert "is not empty; choose another folder, or add --overwrite." in capsys.readouterr().err
     assert cli.main([*commands[0], "--overwrite"]) == 0
     capsys.readouterr()
 
@@ -271,6 +271,8 @@ def test_cts_without_an_mri_are_left_out_of_what_was_registered(folders, tmp_pat
     folds = [{"train": ["p1", "p2"], "test": ["p0", "alone-ct"]}, {"train": ["p0", "alone-ct"], "test": ["p1", "p2"]}]
     (tmp_path / "splits.json").write_text(json.dumps({"schema": 1, "folds": folds}))
     shutil.move(found, tmp_path / "run" / "results")
+    for result in (tmp_path / "run" / "results").iterdir():
+        (result / "result.json").write_text("{}")  # as registration leaves it
     monkeypatch.chdir(tmp_path)
     (command,) = commands_of("README.md", "evaluate run/")
     assert cli.main(command) == 0
@@ -281,11 +283,18 @@ def test_cts_without_an_mri_are_left_out_of_what_was_registered(folders, tmp_pat
     assert cli.main(["evaluate", "run/results", "cohort", "--missing", "empty"]) == 0
     assert "| visible healthy liver | 3 |" in capsys.readouterr().out
 
-    # As soon as one of them was predicted, all should have been.
-    write_single(cohort / "other-ct", "ct", label_map(), label_map(), {1: "Liver"}, {"id": "other", "kind": "clinical"})
-    write_volume(label_map(), tmp_path / "run" / "results" / "other-ct.nii.gz")
-    assert cli.main(["evaluate", "run/results", "cohort"]) == 2
+    # What `segment` found could have been found in that CT, too.
+    for name in ("p0", "p1", "p2"):
+        shutil.copy(tmp_path / "run" / "results" / name / "ct_labels.nii.gz", tmp_path / f"{name}.nii.gz")
+    assert cli.main(["evaluate", ".", "cohort"]) == 2
     assert "there is no prediction for alone-ct" in capsys.readouterr().err
+    assert cli.main(["evaluate", ".", "cohort", "--missing", "empty"]) == 0
+    assert "| visible healthy liver | 4 |" in capsys.readouterr().out
+    (tmp_path / "nothing").mkdir()
+    for name in ("p0", "p1", "p2"):
+        shutil.rmtree(cohort / name)
+    assert cli.main(["evaluate", "nothing", "cohort", "--missing", "empty"]) == 2
+    assert "holds no prediction at all" in capsys.readouterr().err
 
 
 def test_a_missing_prediction_counts_as_empty_where_asked(folders, capsys):

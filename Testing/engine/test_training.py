@@ -836,6 +836,27 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(folder, uninterrupted):
     assert (killed / "model.pt").exists()
 
 
+@pytest.mark.parametrize(("cuda", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_the_device_is_chosen_as_elsewhere(cuda, expected, monkeypatch):
+    """Apple's GPUs only where they are asked for, which Fabric's own choice would take."""
+    import lightning_fabric
+
+    asked = []
+
+    class Fabric:
+        def __init__(self, accelerator, **_):
+            asked.append(accelerator)
+
+        def launch(self):
+            pass
+
+    monkeypatch.setattr(lightning_fabric, "Fabric", Fabric)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    loop.launched(Computing())
+    loop.launched(Computing(accelerator="mps"))
+    assert asked == [expected, "mps"]
+
+
 @pytest.mark.parametrize("launcher", ["own", "torchrun"])
 def test_two_processes_learn_what_one_does(folder, uninterrupted, launcher):
     out, until = f"two-{launcher}", 14 if launcher == "own" else 4

@@ -212,6 +212,17 @@ def test_a_tumour_that_is_not_there_must_not_be_claimed(loss):
     assert torch.equal(logits.argmax(1), target)
 
 
+def test_a_class_that_no_sure_label_has_costs_nothing():
+    target, weight = torch.zeros(1, 4, 4, 4, dtype=torch.int64), torch.ones(1, 4, 4, 4)
+    target[:, :2], target[:, 3] = 1, 2
+    weight[:, 3] = 0
+    logits = torch.randn(1, 3, 4, 4, 4)
+    without = torch.where(target == 2, 0, target)
+    for loss in ("dice", "dice_ce", "focal_tversky"):
+        found = [overlap_loss(logits, t, weight, Segmenting(loss=loss))["overlap"] for t in (target, without)]
+        torch.testing.assert_close(*found)
+
+
 # -- the teacher ------------------------------------------------------------------------------------------------------
 def test_the_moving_average_by_hand():
     average, weights = {"w": torch.tensor(1.0), "n": torch.tensor(0)}, {"w": torch.tensor(3.0), "n": torch.tensor(7)}
@@ -816,7 +827,7 @@ def test_single_images_are_left_out_and_named(cohort, patients, tmp_path, capsys
     words = ["train", "weak", "--mode", "pretrain", "--cohort", str(tmp_path / "cohort"), "--out", str(tmp_path / "o"),
              "--config", str(cohort / "settings.json")]  # fmt: skip
     assert cli.main(words) == 0
-    assert "one image alone teaches nothing here: alone." in capsys.readouterr().out
+    assert "only pairs of MRI and CT are learnt from: alone." in capsys.readouterr().out
     assert set(json.loads((tmp_path / "o/cohort.json").read_text())["cases"]) == {"a", "b", "c"}
     (tmp_path / "folds.json").write_text('{"folds": [{"train": ["alone"], "test": ["b"]}]}')
     with pytest.raises(InputError, match="leaves no case with an MRI and a CT to learn from"):
@@ -1000,7 +1011,10 @@ def test_a_cohort_that_is_not_there_is_one_sentence(tmp_path, capsys):
         ({"start_segmentation": "nobody"}, "nobody"),
         ({"start_segmentation": "mscgunet"}, "is for registration"),
         ({"network": {"widths": "wide"}}, "does not fit unet"),
-        ({"computing": {"accelerator": "cpu", "devices": 2}}, "a batch of 1 cannot be shared by 2 processes"),
+        (
+            {"computing": {"accelerator": "cpu", "devices": 2}},
+            '2 processes; give a multiple, such as {"pretrain": {"batch": 2}}.',
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(settings, sentence, cohort, tmp_path, capsys):

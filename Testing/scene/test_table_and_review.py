@@ -266,18 +266,41 @@ def test_the_place_that_a_moved_tumour_left_is_liver_again(result, inputs):
     assert np.array_equal(training_export.labelsOnCT(result.segmentation, inputs.ct), expected)
 
 
-def test_what_was_taken_off_a_tumour_outside_the_liver_stays_outside(result, inputs):
-    """As where the run put a tumour's rim into the fat."""
-    keep = labelsOnCT() > 0
-    keep[:, :, 11:] = False  # liver and tumours end there now; of the tumour, two of its five layers are off
-    for value, segmentId in ((1, "liver_1"), (2, "tumour_2"), (3, "tumour_3")):
-        draw(result.segmentation, segmentId, (labelsOnCT() == value) & keep, inputs.ct)
-    assert np.array_equal(training_export.labelsOnCT(result.segmentation, inputs.ct), labelsOnCT() * keep)
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_tumour_that_lay_half_in_the_fat_leaves_half_of_it_to_the_liver(kept, result, inputs):
+    """The liver ends within what the run called tumour, as a person draws it; the tumour is deleted or made smaller."""
+    liver = labelsOnCT() == 1
+    liver[:, :, 10:] = False
+    draw(result.segmentation, "liver_1", liver, inputs.ct)
+    small = box(SHAPE, (9, 11), (9, 11), (9, 11)) & kept
+    draw(result.segmentation, "tumour_2", small, inputs.ct)
+    found = training_export.labelsOnCT(result.segmentation, inputs.ct)
+    whole = (labelsOnCT() == 1)[9, 9] | (labelsOnCT() == 2)[9, 9]
+    assert whole[4:20].all()
+    inside, outside = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    inside[8:12, 8:12, 8:10], outside[8:12, 8:12, 10:13] = True, True
+    assert (found[inside & ~small] == 1).all()
+    assert (found[outside & ~small] == 0).all()
+    assert ((found == 2) == small).all()
+
+
+def test_what_was_painted_over_a_tumour_is_not_called_liver(result, inputs):
+    labels = labelsOnCT()
+    vessel = box(SHAPE, (8, 12), (8, 10), (8, 13))
+    segmentation = result.segmentation.GetSegmentation()
+    segmentation.AddEmptySegment("vessel", "portal vein")
+    roles.setRole(segmentation.GetSegment("vessel"), roles.NEITHER)
+    draw(result.segmentation, "vessel", vessel, inputs.ct)
+    segmentation.RemoveSegment("tumour_2")
+    expected = np.where(vessel, 0, np.where(labels == 2, 1, labels))
+    assert np.array_equal(training_export.labelsOnCT(result.segmentation, inputs.ct), expected)
 
 
 def test_a_result_that_does_not_say_what_it_computed_is_taken_as_it_is(result, inputs):
     result.segmentation.GetSegmentation().RemoveSegment("tumour_2")
-    for value in (None, "", "{", "[]", '{"size": [20, 22, 24]}', '{"size": [1, 2, 3], "low": 1}'):
+    whole = json.loads(result.segmentation.GetAttribute(scene_import.COMPUTED_ATTRIBUTE))
+    damaged = [json.dumps({**whole, "bits": bits}) for bits in ("!", "AAAA", whole["bits"][:20])]
+    for value in (None, "", "{", "[]", '{"size": [20, 22, 24]}', '{"size": [1, 2, 3], "low": 1}', *damaged):
         result.segmentation.SetAttribute(scene_import.COMPUTED_ATTRIBUTE, value)
         found = training_export.labelsOnCT(result.segmentation, inputs.ct)
         assert np.array_equal(found, np.where(labelsOnCT() == 2, 0, labelsOnCT()))

@@ -76,11 +76,11 @@ def importResult(
             _("{ct} liver and tumours {run}").format(ct=inputs.ct.GetName(), run=suffix),
             ofRun(runId, SEGMENTATION),
         )
-        _fillSegmentation(segmentation, folder, "ct_labels.nii.gz", inputs.ct, labels)
+        voxels = _fillSegmentation(segmentation, folder, "ct_labels.nii.gz", inputs.ct, labels)
         sources = {label.value: label.segmentId for label in labels}
         segmentation.SetAttribute(NUMBER_ATTRIBUTE, suffix)
         keepContent(segmentation, result)
-        _keepComputedTumours(segmentation, folder)
+        _keepComputedTumours(segmentation, voxels)
         tumour_table.markComputed(segmentation)
         transform = add(
             "vtkMRMLTransformNode",
@@ -139,10 +139,9 @@ def keepContent(segmentation: slicer.vtkMRMLSegmentationNode, result: Mapping[st
     segmentation.SetAttribute(RESULT_ATTRIBUTE, json.dumps(kept))
 
 
-def _keepComputedTumours(segmentation: slicer.vtkMRMLSegmentationNode, folder: Path) -> None:
-    import SimpleITK as sitk
-
-    tumours = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "ct_labels.nii.gz"))) >= FIRST_TUMOUR_VALUE
+def _keepComputedTumours(segmentation: slicer.vtkMRMLSegmentationNode, voxels: np.ndarray) -> None:
+    """voxels: (k, j, i) label map of the result."""
+    tumours = voxels >= FIRST_TUMOUR_VALUE
     occupied = np.argwhere(tumours)
     if not len(occupied):
         return
@@ -260,12 +259,14 @@ def _fillSegmentation(
     file: str,
     volume: slicer.vtkMRMLScalarVolumeNode,
     labels: Sequence[SegmentLabel],
-) -> None:
+) -> np.ndarray:
+    """The label map (k, j, i) that was taken over."""
     _lieOn(node, volume)
     described = {label.value: label for label in (*_labelsOf(folder / "labels.json"), *labels)}
     # The MRI may have been moved since: its labels go by its voxels.
     voxels = _readOn(folder / file, volume, samePlace=file != "mr_labels.nii.gz")
     _addSegments(node, voxels, volume, described)
+    return voxels
 
 
 def _lieOn(node: slicer.vtkMRMLSegmentationNode, volume: slicer.vtkMRMLScalarVolumeNode) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ from .scene_import import (
 
 if TYPE_CHECKING:
     from weaktumour.volumes import Volume
+
+_AROUND = 20  # voxels about the places that tumours left, in which the nearest label is looked for
 
 
 def saveForTraining(result: slicer.vtkMRMLSegmentationNode, cohort: Path) -> Path:
@@ -70,32 +72,41 @@ def labelsOnCT(
     """(k, j, i) uint8 on the CT's grid: the result's segments with the values of the run.
 
     New tumours get values that neither the run nor `taken` has. Where a computed tumour was deleted, moved or made
-    smaller, and mostly liver or tumour is round that place, it is liver again: the liver's segment has a hole there.
+    smaller, the liver's segment has a hole: that place is what lies nearest, liver or not.
     """
     voxels = np.zeros(geometry.sizeOf(ct)[::-1], np.uint8)
     for value, segmentId in sorted(_values(result, taken)):  # the liver first: tumours win
         voxels[segmentsOnGrid(result, [segmentId], ct)] = value
     left = computedTumours(result, voxels.shape) & (voxels == 0)
-    for part in _parts(left):
-        if _shareRound(part, voxels > 0) > 0.5:
-            voxels[part] = LIVER_VALUE
+    others = [segmentId for segmentId, segment in roles.segmentsOf(result)
+              if roles.roleInResult(segment) == roles.NEITHER]  # fmt: skip
+    background = voxels == 0
+    if left.any() and others:
+        background &= ~segmentsOnGrid(result, others, ct)  # vessels, say: as much in the liver as beside it
+    left &= background
+    if left.any():
+        voxels[_nearer(left, voxels == LIVER_VALUE, background & ~left, ct.GetSpacing())] = LIVER_VALUE
     return voxels
 
 
-def _parts(mask: np.ndarray) -> list[np.ndarray]:
+def _nearer(left: np.ndarray, one: np.ndarray, other: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """(k, j, i) bool: of the voxels `left`, those nearer to one mask than to the other. spacing: x, y, z, mm."""
     import SimpleITK as sitk
 
-    numbered = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8))))
-    return [numbered == number for number in range(1, int(numbered.max()) + 1)]
+    occupied = np.argwhere(left)
+    low, high = np.maximum(occupied.min(0) - _AROUND, 0), occupied.max(0) + 1 + _AROUND
+    box = tuple(map(slice, low, high))
 
+    def distance(mask: np.ndarray) -> np.ndarray:
+        if not mask.any():
+            return np.full(mask.shape, np.inf)
+        image = sitk.GetImageFromArray(mask.astype(np.uint8))
+        image.SetSpacing([float(mm) for mm in spacing])
+        return sitk.GetArrayFromImage(sitk.SignedMaurerDistanceMap(image, False, False, True))
 
-def _shareRound(part: np.ndarray, mask: np.ndarray) -> float:
-    """Of the voxels that touch a part, those in a mask."""
-    import SimpleITK as sitk
-
-    cross = sitk.BinaryDilate(sitk.GetImageFromArray(part.astype(np.uint8)), [1, 1, 1], sitk.sitkCross)
-    shell = (sitk.GetArrayFromImage(cross) > 0) & ~part
-    return float(mask[shell].mean()) if shell.any() else 0.0
+    found = np.zeros_like(left)
+    found[box] = left[box] & (distance(one[box]) < distance(other[box]))
+    return found
 
 
 def _valuesOnMR(result: slicer.vtkMRMLSegmentationNode) -> dict[str, int]:

@@ -91,7 +91,8 @@ def _performed(batch: Batch) -> Iterator[Row]:
             try:
                 yield perform(batch, case)
             except Exception as error:  # as with Dask: no case stops the others
-                yield _row(case, error=f"it could not be done ({type(error).__name__}: {error})"[:300])
+                told = f"it could not be done ({type(error).__name__}: {error})"[:300]
+                yield _kept_row(batch, case, _row(case, error=f"{told}; the same command tries it again."))
         return
     try:
         from dask import distributed

@@ -66,10 +66,10 @@ def tested_cases(cases: Sequence[BatchCase], path: str | Path, splits: str, fold
     absent = wanted - {case.id for case in cases}
     absent = sorted(name for name in absent if not (Path(path) / name / "case.json").is_file())
     if absent:
-        raise InputError(f"Splits: the case {absent[0]} is not in {path}; give the cases that were split.")
+        raise InputError(f"Splits: the case {absent[0]} is not in {path}; give the cohort that was split.")
     found = [case for case in cases if case.id in wanted]
     if not found:
-        raise InputError(f"Splits: {splits} tests no pair of MRI and CT there; choose another --fold.")
+        raise InputError(f"Splits: {splits} tests no pair of MRI and CT in {path}; choose other folds.")
     return found
 
 

@@ -64,8 +64,8 @@ def comparisons(
     is taken that a fold tests.
 
     fold: only what this one tests, from 0. A case's prediction is PREDICTION/NAME/ct_labels.nii.gz or
-    PREDICTION/NAME.nii.gz; with folds also below fold-K. Cases of a fold that have no reference are `unknown`, CTs
-    without an MRI may be `single_images`.
+    PREDICTION/NAME.nii.gz, also below results; with folds also below fold-K. Cases of a fold that have no reference are
+    `unknown`, CTs without an MRI may be `single_images`.
     Raises InputError: a missing prediction is no reason to leave a patient out; missing_is_empty: it counts as empty,
     unless all are missing.
     """
@@ -110,21 +110,23 @@ def unknown(reference: str | Path, folds: Sequence[Fold], fold: int | None = Non
 def single_images(
     prediction: str | Path, reference: str | Path, folds: Sequence[Fold] = (), fold: int | None = None
 ) -> list[str]:
-    """Labelled CTs of which there is no MRI, where none of them was predicted: registration had nothing to do there.
+    """Labelled CTs of which there is no MRI, where the predictions are results of registration, which had nothing to do
+    there. Where others are among them, as by `weaktumour segment`, such a CT lacks a prediction.
 
-    Where one was, as by `weaktumour segment`, the others lack a prediction. [] of two files, or a result and its case.
+    [] of two files, or a result and its case.
     """
     prediction, reference = Path(prediction), Path(reference)
     if not prediction.is_dir() or not reference.is_dir() or (reference / "case.json").is_file():
         return []
-    singles = [
-        (name, number)
-        for name, number in _labelled(reference, folds, fold)
+    labelled = _labelled(reference, folds, fold)
+    found = [place for name, number in labelled for place in _places(prediction, name, number) if place.is_file()]
+    if not found or not all((place.parent / "result.json").is_file() for place in found):
+        return []
+    return [
+        name
+        for name, _ in labelled
         if (reference / name / "case.json").is_file() and read_case_info(reference / name).get("pairing") == "single"
     ]
-    if any(place.is_file() for name, number in singles for place in _places(prediction, name, number)):
-        return []
-    return [name for name, _ in singles]
 
 
 def _labelled(reference: Path, folds: Sequence[Fold], fold: int | None) -> list[tuple[str, int | None]]:
@@ -145,6 +147,7 @@ def _reference(folder: Path) -> Path:
 
 def _places(prediction: Path, name: str, fold: int | None) -> list[Path]:
     folders = [prediction / f"fold-{fold}", prediction] if fold is not None else [prediction]
+    folders = [each for folder in folders for each in (folder / "results", folder)]  # as `weaktumour batch` writes them
     return [place for f in folders for place in (f / name / "ct_labels.nii.gz", f / f"{name}.nii.gz")]
 
 

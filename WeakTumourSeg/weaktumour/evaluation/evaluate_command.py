@@ -27,7 +27,8 @@ def add_evaluate_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--match", choices=("label", "any"), default="label", help="label: a tumour has the same value "
                         "in both; any: values mean nothing (default: label)")  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="write evaluation.json and evaluation.md here")
-    parser.add_argument("--overwrite", action="store_true", help="replace what a former evaluation wrote there")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty, over a former "
+                        "evaluation")  # fmt: skip
     parser.add_argument("--replicates", type=int, default=2000, metavar="N", help="of the bootstrap over patients "
                         "(default: 2000)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default: 0)")
@@ -54,8 +55,8 @@ def run_evaluate_command(options: Mapping[str, object]) -> int:
     if singles:
         print(f"Left out, since there is no MRI to carry labels from: {', '.join(singles)}", flush=True)
     if out is not None:
-        if (out / "evaluation.json").exists() and not options.get("overwrite"):
-            raise InputError(f"--out: {out} holds an evaluation; choose another folder, or add --overwrite.")
+        if out.is_dir() and any(out.iterdir()) and not options.get("overwrite"):
+            raise InputError(f"--out: {out} is not empty; choose another folder, or add --overwrite.")
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

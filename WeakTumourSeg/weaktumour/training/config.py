@@ -65,7 +65,9 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Computing:
-    """As Lightning Fabric names them. precision: bf16-mixed is several times faster on recent CPUs and GPUs."""
+    """As Lightning Fabric names them; but auto is CUDA or the CPU. precision: bf16-mixed is several times faster on
+    recent CPUs and GPUs.
+    """
 
     accelerator: str = "auto"
     devices: int = 1

@@ -49,14 +49,14 @@ def overlap_loss(
 
     logits (1, classes, z, y, x); the mean over the foreground classes and, without cross-entropy, the background: else
     nothing would keep it from being called a tumour where there is none to miss (an empty class has next to no slope).
-    A class above 1 that is nowhere in the target is left out: what claims it is missing elsewhere.
+    A class above 1 that is nowhere in the target with any weight is left out: what claims it is missing elsewhere.
     """
     probability = logits.softmax(1)
     parts: dict[str, torch.Tensor] = {}
     terms = []
     for value in range(1 if settings.loss == "dice_ce" else 0, logits.shape[1]):
         truth = (target == value).float()
-        if value > 1 and not truth.any():
+        if value > 1 and not (weight * truth).any():
             continue
         if settings.loss == "focal_tversky":
             a, b, g = settings.alpha, settings.beta, settings.gamma

@@ -14,7 +14,6 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ from .pseudo_labels import classes_of, shown_in_ct
 
 # Tissues of an unlabelled body: as many grey levels of the MRI, each painted as some organ or other (see `weak_tasks`).
 LEVELS = 6
-KEPT_IN_MEMORY = 64  # cases; 10 MB each at 5 mm, 20 to 30 MB at 3 mm
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,6 @@ def write_prepared(path: Path, prepared: Prepared) -> None:
     write_arrays(path, {f.name: getattr(prepared, f.name) for f in fields(prepared)})
 
 
-@lru_cache(maxsize=KEPT_IN_MEMORY)
 def read_prepared(path: Path) -> Prepared:
     """Raises InputError."""
     return Prepared(**{"truth": None, **read_arrays(path)})
@@ -212,7 +209,6 @@ def write_pair(path: Path, pair: Pair) -> None:
     write_arrays(path, {f.name: getattr(pair, f.name) for f in fields(pair)})
 
 
-@lru_cache(maxsize=KEPT_IN_MEMORY)
 def read_pair(path: Path) -> Pair:
     """Raises InputError."""
     return Pair(**read_arrays(path))

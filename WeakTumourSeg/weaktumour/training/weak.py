@@ -45,7 +45,6 @@ from . import loop, published
 from .cohort import Member, case_paths, labels_of, single_images
 from .config import Optimisation, RegistrationConfig, SegmentationConfig, read_config, write_config, write_text
 from .prepared import (
-    KEPT_IN_MEMORY,
     Pair,
     Prepared,
     not_shown,
@@ -77,6 +76,7 @@ _OWN_DATA = "not stated: trained on a cohort of your own, which decides"
 # up to what cannot be the same liver, it would follow.
 _MISFIT, _OTHER = 1.15, 2.0
 _CUT = 0.01  # share of a liver's voxels on the image's outermost ones, up to which next to nothing of it is missing
+_KEPT_IN_MEMORY, _HELD_OUT_IN_MEMORY = 64, 8  # cases; 10 MB each at 5 mm, 20 to 30 MB at 3 mm
 _LEAST = 1e-6  # probability; of 0 and 1 no odds can be told
 
 
@@ -146,7 +146,7 @@ def _tell_left_out(config: WeakConfig, members: Sequence[Member]) -> None:
         return
     singles = single_images(config.cohort.folder)
     if singles:
-        print(f"Left out, one image alone teaches nothing here: {', '.join(singles)}.", flush=True)
+        print(f"Left out, since only pairs of MRI and CT are learnt from: {', '.join(singles)}.", flush=True)
     if config.cohort.splits is not None:
         others = len(case_paths(config.cohort.folder)) - len(singles) - len(members)
         if others:
@@ -625,9 +625,14 @@ class _Run:
             corrected = labels and member.corrected
             return CaseData(member.name, self._prepared(member), pair, classes, confidence, corrected, weight(member))
 
-        learning = CasesOnDisk(self.learnt, data, KEPT_IN_MEMORY)
-        held_out = CasesOnDisk([member for member in self.members if member.held_out], data, KEPT_IN_MEMORY)
-        return Cases(learning, held_out, [weight(member) for member in self.learnt])
+        held_out = [member for member in self.members if member.held_out]
+        for member in self.members:  # a file that cannot be read: every process finds that out before it waits
+            data(member)
+        return Cases(
+            CasesOnDisk(self.learnt, data, _KEPT_IN_MEMORY),
+            CasesOnDisk(held_out, data, _HELD_OUT_IN_MEMORY),
+            [weight(member) for member in self.learnt],
+        )
 
     def _maker(self, mscgunet: Model) -> PairMaker:
         shape = mscgunet.input.get("shape") or self.config.registration_shape
