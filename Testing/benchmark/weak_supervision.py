@@ -432,25 +432,35 @@ def propagated_figures(carried: Volume, case: Case) -> dict:
     return {"liver": dice(carried.array > 0, truth > 0), "tumours": tumours}
 
 
+OF_UNET = {
+    "patients": "patients",
+    "liver Dice, mean": "liver mean",
+    "median": "liver median",
+    "worst": "liver worst",
+    "HD95, median mm": "liver HD95",
+    "tumours found, visible": "found visible",
+    "faint": "found faint",
+    "invisible": "found invisible",
+    "false claims a patient": "false a patient",
+    "ml a patient": "false ml a patient",
+}
+OF_PROPAGATION = {
+    "liver Dice, mean": "propagated liver",
+    "invisible tumours": "invisible",
+    "centroid error, median mm": "centroid median",
+    "p90 mm": "centroid p90",
+    "Dice, mean": "tumour Dice",
+}
+
+
 # -- the tables ------------------------------------------------------------------------------------------------------
 def _reported(arguments: argparse.Namespace, work: Path, rows: list[dict], methods: list[str], patients: int) -> int:
     by_method = {method: [row for row in rows if row["method"] == method] for method in methods}
     figures = {method: summary(found) for method, found in by_method.items()}
     tables = [
-        markdown_table(
-            ["CT UNet", "patients", "liver Dice, mean", "median", "worst", "tumours found, visible", "faint",
-             "invisible", "false claims a patient", "ml a patient"],
-            [[m, s["patients"], s["liver mean"], s["liver median"], s["liver worst"], *(s[f"found {look}"] for look in
-             ("visible", "faint", "invisible")), s["false a patient"], s["false ml a patient"]]
-             for m, s in figures.items()],
-        ),
-        markdown_table(
-            ["propagated from the MRI", "liver Dice, mean", "invisible tumours", "centroid error, median mm", "p90 mm",
-             "Dice, mean"],
-            [[m, s["propagated liver"], s["invisible"], s["centroid median"], s["centroid p90"], s["tumour Dice"]]
-             for m, s in figures.items()],
-        ),
-    ]  # fmt: skip
+        markdown_table([head, *columns], [[m, *(s[key] for key in columns.values())] for m, s in figures.items()])
+        for head, columns in (("CT UNet", OF_UNET), ("propagated from the MRI", OF_PROPAGATION))
+    ]
     bars = []
     if {"published", "sequential", "unified"} <= set(methods):
         for method in ("sequential", "unified"):
@@ -497,6 +507,7 @@ def made_by(rows: list[dict]) -> str:
 
 def summary(rows: list[dict]) -> dict:
     livers = np.array([row["liver"] for row in rows])
+    surfaces = [np.inf if row["liver_hd95_mm"] is None else row["liver_hd95_mm"] for row in rows]
     tumours = [tumour for row in rows for tumour in row["tumours"]]
     carried = [tumour for row in rows for tumour in row["propagated"]["tumours"] if tumour["look"] == "invisible"]
     # A tumour that was not carried at all has no centroid: it counts as far away.
@@ -511,6 +522,7 @@ def summary(rows: list[dict]) -> dict:
         "liver mean": livers.mean(),
         "liver median": np.median(livers),
         "liver worst": livers.min(),
+        "liver HD95": float(np.median(surfaces)),
         **{f"found {look}": found(look) for look in ("visible", "faint", "invisible")},
         "false a patient": float(np.mean([len(row["false"]) for row in rows])),
         "false ml a patient": float(np.mean([sum(row["false"]) for row in rows])),

@@ -1121,8 +1121,9 @@ def test_a_patient_whom_registration_refuses_counts_as_not_carried(patients, mon
         ("visible", 0, None),
         ("invisible", 0, None),
     ]
-    unet = {"liver": 0.9, "tumours": [], "false": []}
+    unet = {"liver": 0.9, "liver_hd95_mm": None, "tumours": [], "false": []}
     assert script.summary([{**unet, "propagated": figures}])["centroid median"] == np.inf
+    assert script.summary([{**unet, "propagated": figures}])["liver HD95"] == np.inf
 
 
 def test_the_experiments_patients_are_nobody_elses():
