@@ -881,7 +881,6 @@ def test_two_processes_learn_what_one_does(mode, launcher, cohort, uninterrupted
     settings = json.loads((cohort / "settings.json").read_text())
     for name in ("pretrain", "adapt", "learn", "unified"):
         settings[name] = {**settings[name], "batch": 2, "steps": 2}
-    settings["rounds"] = 1
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2", "-m")
     out = []
     for processes in (1, 2):
