@@ -1091,6 +1091,24 @@ def test_finished_figures_outlive_the_folder_and_say_with_which_start(experiment
     assert not weak_supervision.started_apart([kept["shipped"], kept["start"], kept["sequential"]])
 
 
+@pytest.mark.parametrize("off", [1e-4, 0.1])
+def test_shared_pseudo_labels_are_of_the_same_network_but_for_rounding(off, experiment, tmp_path):
+    fold = experiment()
+    for path in ("corrected/round-0", "corrected/round-1", "sequential/round-1"):
+        network = mscgunet()
+        if path.endswith("1"):  # as trained
+            network.half_head[-1].weight.data += 1.0 + off * path.startswith("corrected")
+        about = {"task": "registration", "input": {"spacing_mm": 12.0, "shape": [16, 16, 16]}, "output": {},
+                 "licence": "-", "training": {}, "figures": {}, "description": ""}  # fmt: skip
+        (fold.folder / path).mkdir(parents=True)
+        models.save_weights(fold.folder / path / "registration.pt", network, "mscgunet", MSCGUNET, about)
+    if off < 0.01:
+        fold._check_shared(fold.folder / "corrected")
+    else:
+        with pytest.raises(RuntimeError, match="another MSCGUNet"):
+            fold._check_shared(fold.folder / "corrected")
+
+
 def test_the_page_says_which_code_made_what(experiment):
     import weak_supervision
 
