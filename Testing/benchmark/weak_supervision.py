@@ -315,7 +315,9 @@ class Fold:
                     self._link(out / "round-1" / "pseudo_labels" / f"{name}{part}", made / f"{name}{part}")
 
     def _check_shared(self, out: Path) -> None:
-        """Runs that were computed on different machines differ by rounding."""
+        """Raise RuntimeError where MSCGUNet became another one than that of `sequential`, whose labels were shared; on
+        another machine it differs by rounding.
+        """
         paths = [out / "round-0", out / "round-1", self.folder / "sequential" / "round-1"]
         paths = [path / "registration.pt" for path in paths]
         if all(path.exists() for path in paths):

@@ -516,7 +516,8 @@ def test_a_sample_depends_on_its_number_and_the_seed_alone(kind, known):
 def test_the_unet_learns_from_the_cts_image(known):
     """The published recipe showed it the MRI, moved onto the CT."""
     sample = CTSegmentation(stage_of(), Segmenting(voxels=4096), Cases([known]), unet(), 8.0).sample(1, CPU)
-    ct, measured = (torch.from_numpy(a.astype(np.float32))[None, None] for a in (known.prepared.ct, sample_of(known)))
+    volumes = known.prepared.ct, known.prepared.ct_measured
+    ct, measured = (torch.from_numpy(volume.astype(np.float32))[None, None] for volume in volumes)
     random = Random(1)  # the sample's own draws: seed 0, number 1
     known_case = Cases([known]).drawn(random)
     coordinates = weak_tasks.patch_coordinates(known_case.classes, 4096, 8.0, random)
@@ -524,10 +525,6 @@ def test_the_unet_learns_from_the_cts_image(known):
     looked = weak_tasks.sample(measured, coordinates, padding="zeros") > 0.99
     torch.testing.assert_close(sample.plain[looked], expected[looked])
     assert looked.float().mean() > 0.3
-
-
-def sample_of(known: CaseData) -> np.ndarray:
-    return known.prepared.ct_measured
 
 
 def test_corrected_labels_are_not_replaced_by_the_registrations(known, monkeypatch):

@@ -275,8 +275,6 @@ def test_a_tumour_that_lay_half_in_the_fat_leaves_half_of_it_to_the_liver(kept, 
     small = box(SHAPE, (9, 11), (9, 11), (9, 11)) & kept
     draw(result.segmentation, "tumour_2", small, inputs.ct)
     found = training_export.labelsOnCT(result.segmentation, inputs.ct)
-    whole = (labelsOnCT() == 1)[9, 9] | (labelsOnCT() == 2)[9, 9]
-    assert whole[4:20].all()
     inside, outside = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
     inside[8:12, 8:12, 8:10], outside[8:12, 8:12, 10:13] = True, True
     assert (found[inside & ~small] == 1).all()
